@@ -1,0 +1,1 @@
+"""The HTTP client; it stands on the wire format alone."""

@@ -1,0 +1,1 @@
+"""From raw images in the object store to datasets and training batches, on Ray Data."""

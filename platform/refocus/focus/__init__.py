@@ -1,0 +1,1 @@
+"""Sharpness measures, the in-focus plane, alignment of planes."""

@@ -1,0 +1,1 @@
+"""The object store, and readers and writers of microscopy files."""

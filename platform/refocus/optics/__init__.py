@@ -1,0 +1,1 @@
+"""Objective and camera: pupil, point spread function, image formation, noise, specimens."""

@@ -1,0 +1,1 @@
+"""Training: a plain torch loop, and Ray Train around it."""
