@@ -1,0 +1,168 @@
+"""The records of a dataset version: the plan that an ingest follows and the manifest that seals it.
+
+A version is complete when its ``manifest.json`` exists and absent otherwise. ``plan.json`` is written
+first and never changes: an ingest that was killed finds it, skips the units whose receipt is there,
+and finishes the same version.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from refocus.data.splits import Split
+from refocus.errors import ConfigurationError
+
+FORMAT = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceObject(_Record):
+    """One raw object as the plan saw it."""
+
+    key: str
+    size_bytes: int
+    etag: str
+
+
+class IngestSettings(_Record):
+    """What shapes the tiles of a version.
+
+    Parameters
+    ----------
+    tile_px : int
+        Side of the square tiles; images smaller than that stay whole.
+    minimum_planes : int
+        Stacks with fewer planes have no pair worth learning from.
+    background_share : float
+        Share of tiles without any structure that is kept, so that networks know background too.
+    maximum_drift_px : float
+        Planes that sit further than this from the in-focus plane after alignment are quarantined.
+    focus_measure : str or None
+        Name of the sharpness measure; None for the default of ``refocus.focus``.
+    unit_bytes : int
+        Small sources are ingested together up to this many bytes.
+    """
+
+    tile_px: int = Field(default=256, ge=32, le=2048)
+    minimum_planes: int = Field(default=3, ge=2)
+    background_share: float = Field(default=0.1, ge=0, le=1)
+    maximum_drift_px: float = Field(default=1.0, gt=0)
+    focus_measure: str | None = None
+    unit_bytes: int = Field(default=8 * 2**20, ge=1)
+
+
+class WorkUnit(_Record):
+    """Sources that one task turns into shards; a large stack is a unit by itself."""
+
+    name: str
+    sources: tuple[SourceObject, ...]
+
+
+class IngestPlan(_Record):
+    """What a version will be made of, fixed before the first byte is read."""
+
+    format: int = FORMAT
+    raw_prefix: str
+    created: AwareDatetime
+    settings: IngestSettings
+    sidecars: dict[str, str]
+    fallback: dict[str, Any]
+    units: tuple[WorkUnit, ...]
+
+
+class Shard(_Record):
+    """One Parquet object."""
+
+    key: str
+    split: Split
+    rows: int
+    size_bytes: int
+
+
+class QuarantinedSource(_Record):
+    """A source, or a part of one, that was left out, and why."""
+
+    source: str
+    error: str
+    reason: str
+
+
+class SourceSummary(_Record):
+    """What became of one source: the numbers that the quality report shows."""
+
+    source: str
+    specimen: str
+    split: Split
+    kind: str
+    modality: str
+    modality_assumed: bool = False
+    shape: tuple[int, ...]
+    axes: str
+    tiles: int
+    background_tiles_dropped: int = 0
+    in_focus_plane: float | None = None
+    focus_confidence: float | None = None
+    focus_at_edge: bool | None = None
+    focus_curve: tuple[float, ...] = ()
+    largest_drift_px: float | None = None
+    largest_residual_px: float | None = None
+    saturated_share: float = 0.0
+
+
+class Receipt(_Record):
+    """What one unit left behind; its existence means that the unit is done."""
+
+    unit: str
+    shards: tuple[Shard, ...]
+    sources: tuple[SourceSummary, ...]
+    quarantined: tuple[QuarantinedSource, ...]
+    bytes_read: int
+    seconds: float
+
+
+class DatasetManifest(_Record):
+    """A complete, immutable dataset version."""
+
+    format: int = FORMAT
+    name: str
+    version: str
+    raw_prefix: str
+    created: datetime
+    settings: IngestSettings
+    shards: tuple[Shard, ...]
+    sources: tuple[SourceSummary, ...]
+    quarantined: int
+
+    def rows(self, split: Split) -> int:
+        """Return the number of tiles of `split`."""
+        return sum(shard.rows for shard in self.shards if shard.split == split)
+
+    def keys(self, split: Split) -> tuple[str, ...]:
+        """Return the keys of the shards of `split`, in a fixed order."""
+        return tuple(sorted(shard.key for shard in self.shards if shard.split == split))
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def checked_name(name: str, what: str) -> str:
+    """Return `name` if it can stand in an object key.
+
+    Raises
+    ------
+    ConfigurationError
+        If it has other characters than lower-case letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{what} {name!r} cannot stand in an object key; expected 1 to 63 of a-z, 0-9, '.', '_', '-', "
+            "starting with a letter or digit."
+        )
+    return name

@@ -1,0 +1,58 @@
+"""Which split a specimen belongs to: a pure function of its name, so that adding data moves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import PurePosixPath
+from typing import Literal, get_args
+
+from refocus.errors import ConfigurationError
+
+Split = Literal["train", "validation", "calibration"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_TRAIN_PERCENT = 80
+_VALIDATION_PERCENT = 10
+
+# Channels saved as separate files show one field of view: they must not end in two splits.
+DEFAULT_SPECIMEN_PATTERN = r"(.+?)(?:_c\d+)?"
+
+
+def split_of(specimen: str) -> Split:
+    """Return the split of `specimen`: 80% train, 10% validation, 10% calibration.
+
+    The SHA-256 of the name decides. Tiles, planes and channels of one specimen therefore stay
+    together, and a specimen keeps its split for ever, in every dataset version.
+    """
+    percentile = int(hashlib.sha256(specimen.encode()).hexdigest(), 16) % 100
+    if percentile < _TRAIN_PERCENT:
+        return "train"
+    return "validation" if percentile < _TRAIN_PERCENT + _VALIDATION_PERCENT else "calibration"
+
+
+def stem_of(key: str) -> str:
+    """Return the last part of `key` without its image suffixes: ``raw/a/s3.ome.tif`` gives ``s3``."""
+    name = PurePosixPath(key.rstrip("/")).name
+    return re.sub(r"(\.ome)?\.(tiff?|png|jpe?g|zarr)$", "", name, flags=re.IGNORECASE)
+
+
+def specimen_of(key: str, pattern: str = DEFAULT_SPECIMEN_PATTERN) -> str:
+    """Return the specimen that the object `key` shows: the first group of `pattern` on its stem.
+
+    Raises
+    ------
+    ConfigurationError
+        If `pattern` is no regular expression with a group, or does not fit the stem.
+    """
+    stem = stem_of(key)
+    try:
+        match = re.fullmatch(pattern, stem)
+    except re.error as error:
+        raise ConfigurationError(f"specimen pattern {pattern!r} is not a regular expression: {error}.") from error
+    if match is None or match.re.groups < 1 or not match.group(1):
+        raise ConfigurationError(
+            f"specimen pattern {pattern!r} finds no specimen in {stem!r} (of {key}); "
+            r"expected a pattern whose first group is the specimen's name, such as '(slide\d+)_.*'."
+        )
+    return match.group(1)

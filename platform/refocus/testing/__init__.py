@@ -1,0 +1,1 @@
+"""Instruments for tests and demonstrations: a private cluster, a store that misbehaves."""
