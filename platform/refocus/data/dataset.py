@@ -1,0 +1,166 @@
+"""A dataset version in the object store, opened for reading."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from refocus.data.manifest import DatasetManifest, checked_name
+from refocus.data.splits import Split
+from refocus.data.tiles import Tile
+from refocus.errors import ConfigurationError, DatasetIncomplete, DatasetMissing, ObjectMissing
+from refocus.io.store import ObjectStore
+
+if TYPE_CHECKING:
+    import ray.data
+
+DATASETS = "datasets"
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+
+
+def version_prefix(name: str, version: str) -> str:
+    """Return the key prefix of a dataset version, with a trailing slash."""
+    return f"{DATASETS}/{checked_name(name, 'dataset name')}/{checked_name(version, 'dataset version')}/"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetVersion:
+    """A complete dataset version.
+
+    Examples
+    --------
+    ``DatasetVersion.open(store, "s3://refocus/datasets/default/v1")`` names a version,
+    ``DatasetVersion.open(store, "default")`` takes the newest complete one.
+    """
+
+    store: ObjectStore
+    manifest: DatasetManifest
+
+    @classmethod
+    def open(cls, store: ObjectStore, address: str) -> DatasetVersion:
+        """Open a version by URI, by ``NAME/VERSION``, or the newest one of ``NAME``.
+
+        Raises
+        ------
+        DatasetMissing
+            If there is no such dataset or version; the message names those that are there.
+        DatasetIncomplete
+            If the version's ingest has not finished.
+        ConfigurationError
+            If the address is of another bucket or another form.
+        """
+        parts = _address_parts(store, address)
+        if len(parts) == 1:
+            return cls(store, _newest(store, parts[0]))
+        if len(parts) != 2:
+            raise ConfigurationError(
+                f"dataset address {address!r} is not understood; expected s3://BUCKET/datasets/NAME/VERSION, "
+                "NAME/VERSION, or NAME for its newest version."
+            )
+        prefix = version_prefix(*parts)
+        try:
+            return cls(store, read_manifest(store, prefix))
+        except ObjectMissing:
+            if any(True for _ in store.list(prefix)):
+                raise DatasetIncomplete(
+                    f"{store.uri(prefix)} has no {MANIFEST}: its ingest has not finished. "
+                    "Run the same jobs/ingest.py command again; it goes on where it stopped."
+                ) from None
+            there = [f"{m.name}/{m.version}" for m in _manifests(store, parts[0])]
+            raise DatasetMissing(
+                f"there is no dataset version {'/'.join(parts)} in {store.uri(DATASETS)}; "
+                + (f"of {parts[0]} there is: {', '.join(there)}." if there else "run jobs/ingest.py first.")
+            ) from None
+
+    @property
+    def uri(self) -> str:
+        """The version's address."""
+        return self.store.uri(version_prefix(self.manifest.name, self.manifest.version)).rstrip("/")
+
+    def tiles(self, split: Split, *, modalities: Sequence[str] | None = None) -> Iterator[Tile]:
+        """Yield the tiles of `split` in a fixed order, one shard in memory at a time."""
+        for key in self.manifest.keys(split):
+            table = pq.read_table(io.BytesIO(self.store.get(key)))
+            for row in table.to_pylist():
+                if modalities is None or row["modality"] in modalities:
+                    yield Tile.from_row(row)
+
+    def rows(self, split: Split, *, modalities: Sequence[str] | None = None) -> ray.data.Dataset:
+        """Return the rows of `split` as a Ray dataset, read lazily by range requests.
+
+        Raises
+        ------
+        DatasetIncomplete
+            If the split has no tile of these modalities.
+        """
+        import ray.data
+
+        keys = self.manifest.keys(split)
+        summaries = [s for s in self.manifest.sources if s.split == split]
+        there = sorted({s.modality for s in summaries})
+        if not keys or (modalities is not None and not set(there) & set(modalities)):
+            raise DatasetIncomplete(
+                f"{self.uri} has no {split} tiles"
+                + (f" of {' or '.join(modalities)}; it has {', '.join(there) or 'none at all'}." if modalities else ".")
+                + " Ingest images of that modality, or choose another recipe."
+            )
+        options: dict[str, Any] = {}
+        if modalities is not None and not set(there) <= set(modalities):
+            import pyarrow.compute as pc
+
+            options["filter"] = pc.field("modality").isin(list(modalities))
+        bucket = self.store.settings.bucket
+        return ray.data.read_parquet(
+            [f"{bucket}/{key}" for key in keys], filesystem=self.store.settings.pyarrow_filesystem(), **options
+        )
+
+
+def read_manifest(store: ObjectStore, prefix: str) -> DatasetManifest:
+    """Return the manifest under `prefix`.
+
+    Raises
+    ------
+    ObjectMissing
+        If there is none.
+    DatasetIncomplete
+        If it cannot be read by this release.
+    """
+    data = store.get(prefix + MANIFEST)
+    try:
+        return DatasetManifest.model_validate_json(data)
+    except ValidationError as error:
+        raise DatasetIncomplete(f"{store.uri(prefix + MANIFEST)} is not a manifest of this release: {error}") from error
+
+
+def _address_parts(store: ObjectStore, address: str) -> list[str]:
+    path = address.strip("/")
+    if path.startswith("s3://"):
+        bucket, _, path = path.removeprefix("s3://").partition("/")
+        if bucket != store.settings.bucket:
+            raise ConfigurationError(
+                f"{address} is in bucket {bucket!r}, but the store is set to {store.settings.bucket!r}; "
+                "set S3_BUCKET to the bucket of the dataset."
+            )
+    return path.removeprefix(DATASETS + "/").split("/")
+
+
+def _manifests(store: ObjectStore, name: str) -> Iterator[DatasetManifest]:
+    prefix = f"{DATASETS}/{checked_name(name, 'dataset name')}/"
+    for entry in store.list(prefix):
+        if entry.key.endswith("/" + MANIFEST) and entry.key.count("/") == 3:
+            yield read_manifest(store, entry.key.removesuffix(MANIFEST))
+
+
+def _newest(store: ObjectStore, name: str) -> DatasetManifest:
+    complete = sorted(_manifests(store, name), key=lambda m: m.created)
+    if not complete:
+        raise DatasetMissing(
+            f"there is no complete version of dataset {name!r} in {store.uri(DATASETS)}; run jobs/ingest.py first."
+        )
+    return complete[-1]

@@ -1,0 +1,49 @@
+from collections import Counter
+
+import pytest
+
+from refocus.data.splits import SPLITS, specimen_of, split_of, stem_of
+from refocus.errors import ConfigurationError
+
+
+def test_a_specimen_keeps_its_split_for_ever():
+    # Changing one of these would move specimens that old models were trained on into validation.
+    assert split_of("a") == "calibration"
+    assert split_of("slide1") == "train"
+    assert split_of("mitochondria_lightsheet") == "train"
+
+
+def test_splits_have_their_shares():
+    counts = Counter(split_of(f"specimen {i}") for i in range(10_000))
+    # Binomial standard deviation is 40 for the large share and 30 for the small ones: 4 of them.
+    assert abs(counts["train"] - 8000) < 160
+    assert abs(counts["validation"] - 1000) < 120
+    assert abs(counts["calibration"] - 1000) < 120
+    assert set(counts) == set(SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("key", "stem"),
+    [
+        ("raw/a/s3.ome.tif", "s3"),
+        ("raw/a/s3.TIFF", "s3"),
+        ("raw/a/plate.7.png", "plate.7"),
+        ("raw/a/plate.ome.zarr/", "plate"),
+    ],
+)
+def test_stem_drops_image_suffixes_only(key, stem):
+    assert stem_of(key) == stem
+
+
+def test_channels_of_one_field_are_one_specimen():
+    assert specimen_of("raw/cells/field_12_c0.png") == specimen_of("raw/cells/field_12_c1.png") == "field_12"
+
+
+def test_a_pattern_names_the_slide():
+    assert specimen_of("raw/slide7_tile3.tif", r"(slide\d+)_.*") == "slide7"
+
+
+@pytest.mark.parametrize("pattern", ["slide", "(", r"(plate\d+)_.*", "(x?).*"])
+def test_a_pattern_that_finds_nothing_is_refused(pattern):
+    with pytest.raises(ConfigurationError, match="pattern"):
+        specimen_of("raw/slide7_tile3.tif", pattern)
