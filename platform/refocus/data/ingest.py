@@ -1,0 +1,233 @@
+"""From raw images to a dataset version, on Ray Data.
+
+The plan is fixed first, with the ETag of every source. Ray Data spreads its units over the cluster;
+each unit writes its shards and then a receipt. The manifest is written last and only when every receipt
+is there: until then the version does not exist, and the same command run again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from refocus.data.dataset import MANIFEST, PLAN, DatasetVersion, read_manifest, version_prefix
+from refocus.data.extract import extract_source
+from refocus.data.manifest import (
+    DatasetManifest,
+    IngestPlan,
+    IngestSettings,
+    QuarantinedSource,
+    Receipt,
+    SourceObject,
+    SourceSummary,
+    WorkUnit,
+)
+from refocus.data.shards import ShardWriter
+from refocus.data.sidecar import SIDECAR_NAME, Answers, Rule, Sidecar
+from refocus.errors import DatasetExists, DatasetIncomplete, InputError, ObjectExists, ObjectMissing
+from refocus.io.settings import StoreSettings
+from refocus.io.store import ObjectInfo, ObjectStore
+
+RECEIPTS = "receipts/"
+QUARANTINE = "quarantine.jsonl"
+_IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+
+Progress = Callable[[int, int, Receipt | None], None]
+
+
+def plan_ingest(
+    store: ObjectStore, raw_prefix: str, *, settings: IngestSettings | None = None, fallback: Rule | None = None
+) -> IngestPlan:
+    """List the raw prefix and fix what will be ingested.
+
+    Raises
+    ------
+    DatasetIncomplete
+        If there is nothing to ingest.
+    ConfigurationError
+        If a sidecar is not understood.
+    """
+    settings = settings or IngestSettings()
+    prefix = raw_prefix.removeprefix(f"s3://{store.settings.bucket}/")
+    objects = list(store.list(prefix))
+    sidecars = {
+        entry.key.removesuffix(SIDECAR_NAME).rstrip("/"): store.get(entry.key).decode(errors="replace")
+        for entry in objects
+        if entry.key.rsplit("/", 1)[-1] == SIDECAR_NAME
+    }
+    answers = _answers(sidecars, fallback)
+    images = sorted(_images(objects), key=lambda image: image.key)
+    images = [image for image in images if not answers.rule_for(image.key).ignore]
+    if not images:
+        raise DatasetIncomplete(
+            f"{store.uri(prefix)} holds {len(objects)} objects but no image to ingest; "
+            f"expected {', '.join(_IMAGE_SUFFIXES)}. Upload images, or name another prefix."
+        )
+    return IngestPlan(
+        raw_prefix=prefix,
+        created=datetime.now(UTC),
+        settings=settings,
+        sidecars=sidecars,
+        fallback=(fallback or Rule()).model_dump(exclude_unset=True),
+        units=tuple(_units(images, settings.unit_bytes)),
+    )
+
+
+def plan_digest(plan: IngestPlan) -> str:
+    """Return what the plan's content is, whenever it was made: the default name of its version."""
+    content = json.dumps(plan.model_dump(mode="json", exclude={"created"}), sort_keys=True)
+    return "v-" + hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def adopt_plan(store: ObjectStore, name: str, version: str, plan: IngestPlan) -> IngestPlan:
+    """Fix `plan` for the version, or return the same plan that an interrupted ingest left there.
+
+    Raises
+    ------
+    DatasetExists
+        If the version is complete, or another plan has begun it.
+    """
+    prefix = version_prefix(name, version)
+    try:
+        manifest = read_manifest(store, prefix)
+    except ObjectMissing:
+        pass
+    else:
+        raise DatasetExists(
+            f"{store.uri(prefix)} is complete since {manifest.created:%Y-%m-%d %H:%M} and versions never change; "
+            "give another --version, or none to have one named after its content."
+        )
+    try:
+        store.create(prefix + PLAN, plan.model_dump_json(indent=1).encode())
+    except ObjectExists:
+        begun = IngestPlan.model_validate_json(store.get(prefix + PLAN))
+        if plan_digest(begun) != plan_digest(plan):
+            raise DatasetExists(
+                f"{store.uri(prefix)} was begun on {begun.created:%Y-%m-%d %H:%M} from other images or settings; "
+                "give another --version."
+            ) from None
+        return begun
+    return plan
+
+
+def ingest_unit(store: ObjectStore, prefix: str, plan: IngestPlan, unit: WorkUnit) -> Receipt:
+    """Turn the sources of one unit into shards and a receipt.
+
+    A source that cannot be used is quarantined with its reason; a store that does not answer ends the unit.
+    """
+    begun = time.monotonic()
+    answers = _answers(plan.sidecars, Rule(**plan.fallback))
+    writer = ShardWriter(store, prefix, unit.name)
+    summaries: list[SourceSummary] = []
+    quarantined: list[QuarantinedSource] = []
+    for source in unit.sources:
+        try:
+            extraction = extract_source(store, source, answers, plan.settings)
+            for tile in extraction:
+                writer.add(extraction.split, tile)
+            summaries.extend(extraction.summaries)
+            quarantined.extend(extraction.quarantined)
+        except InputError as error:
+            quarantined.append(QuarantinedSource(source=source.key, error=type(error).__name__, reason=str(error)))
+    receipt = Receipt(
+        unit=unit.name,
+        shards=writer.close(),
+        sources=tuple(summaries),
+        quarantined=tuple(quarantined),
+        bytes_read=sum(source.size_bytes for source in unit.sources),
+        seconds=time.monotonic() - begun,
+    )
+    store.put(f"{prefix}{RECEIPTS}{unit.name}.json", receipt.model_dump_json().encode())
+    return receipt
+
+
+def run_units(store: ObjectStore, prefix: str, plan: IngestPlan, *, progress: Progress | None = None) -> list[Receipt]:
+    """Do all units of the plan that have no receipt yet, spread over the Ray cluster."""
+    import ray.data
+
+    done = dict(_receipts(store, prefix))
+    waiting = [unit for unit in plan.units if unit.name not in done]
+    if progress is not None:
+        progress(len(done), len(plan.units), None)
+    if not waiting:
+        return [done[unit.name] for unit in plan.units]
+    items = [{"unit": unit.model_dump_json()} for unit in waiting]
+    shared = {"settings": store.settings, "prefix": prefix, "plan": plan.model_copy(update={"units": ()})}
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(_ingest_row, fn_kwargs=shared)
+    for row in rows.iter_rows():
+        receipt = Receipt.model_validate_json(row["receipt"])
+        done[receipt.unit] = receipt
+        if progress is not None:
+            progress(len(done), len(plan.units), receipt)
+    return [done[unit.name] for unit in plan.units]
+
+
+def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts: list[Receipt]) -> DatasetVersion:
+    """Write the quarantine list and then the manifest, which makes the version exist.
+
+    Raises
+    ------
+    DatasetIncomplete
+        If nothing usable was found; the quarantine list is there to read.
+    """
+    prefix = version_prefix(name, version)
+    quarantined = [item for receipt in receipts for item in receipt.quarantined]
+    store.put(prefix + QUARANTINE, "".join(item.model_dump_json() + "\n" for item in quarantined).encode())
+    manifest = DatasetManifest(
+        name=name,
+        version=version,
+        raw_prefix=plan.raw_prefix,
+        created=datetime.now(UTC),
+        settings=plan.settings,
+        shards=tuple(shard for receipt in receipts for shard in receipt.shards),
+        sources=tuple(summary for receipt in receipts for summary in receipt.sources),
+        quarantined=len(quarantined),
+    )
+    if not manifest.shards:
+        reasons = "\n".join(f"  {item.source}: {item.reason}" for item in quarantined[:10])
+        raise DatasetIncomplete(f"none of {len(quarantined)} sources could be used:\n{reasons}")
+    store.create(prefix + MANIFEST, manifest.model_dump_json(indent=1).encode())
+    return DatasetVersion(store, manifest)
+
+
+def _ingest_row(row: dict[str, str], *, settings: StoreSettings, prefix: str, plan: IngestPlan) -> dict[str, str]:
+    unit = WorkUnit.model_validate_json(row["unit"])
+    return {"receipt": ingest_unit(ObjectStore(settings), prefix, plan, unit).model_dump_json()}
+
+
+def _answers(sidecars: dict[str, str], fallback: Rule | None) -> Answers:
+    parsed = {
+        folder: Sidecar.parse(text.encode(), source=f"{folder}/{SIDECAR_NAME}") for folder, text in sidecars.items()
+    }
+    return Answers(parsed, fallback)
+
+
+def _images(objects: list[ObjectInfo]) -> Iterator[SourceObject]:
+    for entry in objects:
+        if entry.key.lower().endswith(_IMAGE_SUFFIXES):
+            yield SourceObject(key=entry.key, size_bytes=entry.size_bytes, etag=entry.etag)
+
+
+def _units(images: list[SourceObject], unit_bytes: int) -> Iterator[WorkUnit]:
+    group: list[SourceObject] = []
+    for image in images:
+        if group and sum(member.size_bytes for member in group) + image.size_bytes > unit_bytes:
+            yield _unit(group)
+            group = []
+        group.append(image)
+    if group:
+        yield _unit(group)
+
+
+def _unit(sources: list[SourceObject]) -> WorkUnit:
+    content = "\n".join(f"{source.key} {source.etag}" for source in sources)
+    return WorkUnit(name=hashlib.sha256(content.encode()).hexdigest()[:16], sources=tuple(sources))
+
+
+def _receipts(store: ObjectStore, prefix: str) -> Iterator[tuple[str, Receipt]]:
+    for entry in store.list(prefix + RECEIPTS):
+        receipt = Receipt.model_validate_json(store.get(entry.key))
+        yield receipt.unit, receipt
