@@ -1,0 +1,570 @@
+"""Training pairs from sharp images by physics: random optics, random defocus, a random camera.
+
+What is modelled. A sharp image is already an image: the object seen in focus through some objective and pixels.
+Seen at distance z by the same objective its spectrum is multiplied by ``H_z / H_0``, the ratio of the defocused
+to the in-focus transfer function. For any pupil without aberrations ``|H_z| <= H_0`` (Cauchy-Schwarz on the
+autocorrelation), so the ratio never amplifies, and at z = 0 it is exactly 1. Where ``H_0`` fades towards the cutoff of
+the sampled objective, real images hold noise, or detail of a better objective; the ratio tends to 1 there and would
+let that pass unblurred. So it is blended into a Gaussian of the geometric blur's width, F_z:
+
+    G_z = (H_z H_0 + eps F_z) / (H_0^2 + eps),     F_z = exp(-(pi r f)^2 / 2),     eps = 0.03
+
+r being the geometric radius (a disc of radius r and this Gaussian have equal variance). G_0 = 1 everywhere, DC is 1,
+``|G| <= 1`` (imposed where aberrations could break it). The kernel has negative lobes where the image is sharper than
+the sampled objective could make it; on 24 real images less than 0.02% of the light came out negative, at any blur and
+pixel size of the default range, and is cut.
+
+Convolving with the plain PSF instead images the object through the in-focus PSF twice. From one depth of field on the
+two hardly differ (the blur dwarfs the in-focus PSF), nearer they must not be mixed: an in-focus input would come out
+blurred and the network would learn to sharpen what is sharp. `plain_psf_share` of the samples beyond one depth of field
+use it, since others simulate so and a network should not care.
+
+Validity: thin specimens (one plane, a tilted plane, or that plane with out-of-focus haze) in incoherent light. That is
+fluorescence as it is; brightfield is treated as incoherent imaging of the transmitted intensity, exact when the
+condenser's aperture fills the objective's and the stain absorbs without refracting. A smaller condenser aperture
+gives more depth of field and phase contrast (see :mod:`refocus.optics.brightfield`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from refocus.errors import ConfigurationError, InputError
+from refocus.optics.camera import shot_noise
+from refocus.optics.psf import fast_fft_length
+from refocus.optics.transfer import RoundTransfer, interpolate
+from refocus.zstack import Modality
+
+_EPSILON = 0.03
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    low, high = interval
+    if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
+        raise ValueError(f"{interval} is not a range; expected two finite numbers, 0 <= low <= high.")
+    return interval
+
+
+Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class OpticsRange(BaseModel):
+    """What microscopes and cameras the examples come from; every sample draws its own.
+
+    Parameters
+    ----------
+    numerical_aperture, wavelength_um, pixel_size_um : (low, high)
+        Aperture and wavelength uniform, pixel size log-uniform within what `pixels_per_resolution` leaves.
+    pixels_per_resolution : (low, high)
+        ``pixel_size NA / wavelength``: 0.25 samples the cutoff exactly, 0.46 is a 20x 0.75 objective on 6.5 um pixels.
+        Keeps magnification and aperture together as real microscopes do.
+    refractive_index : float
+    rgb_wavelengths_um : (red, green, blue)
+        What brightfield colour samples see.
+    blur_radius_px : (low, high)
+        Geometric radius of the defocus. The default reaches 10 um at NA 0.75 and 0.325 um pixels.
+    in_focus_share, near_focus_share : float
+        Share of samples at exactly z = 0, and of samples within `near_focus_depths` depths of field of it.
+    near_focus_depths : float
+    out_of_range_share : float
+        Share of samples between one and two times the largest blur (examples to abstain from).
+    plain_psf_share : float
+        Share, among samples beyond one depth of field, that is convolved with the plain PSF (see the module's text).
+    spherical_waves : float
+        RMS over samples of primary spherical aberration (RMS waves over the pupil).
+    tilt_share, tilt_blur_px
+        Share of tilted samples, and the (low, high) change of the signed blur radius from centre to edge of the crop.
+    haze_share, haze_weight
+        Share of samples with an out-of-focus layer, and its (low, high) brightness relative to the image.
+    vignetting_share, vignetting
+        Share of samples, and the (low, high) loss of light at a corner.
+    photons_at_peak : (low, high)
+        Log-uniform. Photo-electrons at the image's peak.
+    background : (low, high)
+        Extra light relative to the peak: it adds shot noise, to image and target alike. Fluorescence only.
+    background_share : float
+    read_noise_electrons : (low, high)
+    offset : (low, high)
+        Camera pedestal relative to the peak, on image and target alike.
+    saturation_share, saturation
+        Share of samples whose camera saturates at a (low, high) fraction of the in-focus peak (image and target).
+    bit_depths : tuple of int
+        Drawn uniformly. The full scale lies one to four times above the peak.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    numerical_aperture: Interval = (0.3, 0.95)
+    wavelength_um: Interval = (0.45, 0.7)
+    pixel_size_um: Interval = (0.1, 0.65)
+    pixels_per_resolution: Interval = (0.16, 0.8)
+    refractive_index: Annotated[float, Field(gt=0)] = 1.0
+    rgb_wavelengths_um: tuple[float, float, float] = (0.61, 0.54, 0.46)
+    blur_radius_px: Interval = (0.0, 35.0)
+    in_focus_share: Share = 0.15
+    near_focus_share: Share = 0.20
+    near_focus_depths: Annotated[float, Field(gt=0)] = 3.0
+    out_of_range_share: Share = 0.0
+    plain_psf_share: Share = 0.2
+    spherical_waves: Annotated[float, Field(ge=0)] = 0.03
+    tilt_share: Share = 0.15
+    tilt_blur_px: Interval = (0.5, 6.0)
+    haze_share: Share = 0.15
+    haze_weight: Interval = (0.05, 0.5)
+    vignetting_share: Share = 0.2
+    vignetting: Interval = (0.05, 0.4)
+    photons_at_peak: Interval = (100.0, 20000.0)
+    background: Interval = (0.0, 0.5)
+    background_share: Share = 0.5
+    read_noise_electrons: Interval = (0.0, 5.0)
+    offset: Interval = (0.0, 0.05)
+    saturation_share: Share = 0.05
+    saturation: Interval = (0.6, 1.0)
+    bit_depths: tuple[int, ...] = (8, 12, 14, 16)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name in ("numerical_aperture", "wavelength_um", "pixel_size_um", "pixels_per_resolution"):
+            if getattr(self, name)[0] <= 0:
+                raise ValueError(f"{name} starts at {getattr(self, name)[0]}; expected more than 0.")
+        if self.photons_at_peak[0] <= 0:
+            raise ValueError(f"photons_at_peak starts at {self.photons_at_peak[0]}; expected more than 0.")
+        if self.numerical_aperture[1] >= self.refractive_index:
+            raise ValueError(
+                f"numerical_aperture reaches {self.numerical_aperture[1]}, which needs a refractive_index above it, "
+                f"not {self.refractive_index}."
+            )
+        shares = self.in_focus_share + self.near_focus_share + self.out_of_range_share
+        if shares > 1.0:
+            raise ValueError(f"in_focus_share, near_focus_share and out_of_range_share add to {shares}; at most 1.")
+        if self.blur_radius_px[1] <= 0:
+            raise ValueError("blur_radius_px ends at 0; expected room for some defocus.")
+        if not self.bit_depths or not all(1 <= bits <= 16 for bits in self.bit_depths):
+            raise ValueError(f"bit_depths is {self.bit_depths}; expected one or more of 1 to 16.")
+        return self
+
+    @property
+    def largest_blur_px(self) -> float:
+        """Largest geometric radius drawn anywhere in a crop, in pixels."""
+        farthest = self.blur_radius_px[1] * (2.0 if self.out_of_range_share > 0 else 1.0)
+        return farthest + (self.tilt_blur_px[1] if self.tilt_share > 0 else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Defocused:
+    """A batch of training pairs.
+
+    Attributes
+    ----------
+    image : Tensor, shape [B, C, h, w]
+        What the camera recorded out of focus, in the units of the sharp image.
+    in_focus : Tensor, shape [B, C, h, w]
+        Without noise: the sharp image with the same haze, vignetting, background, offset and saturation.
+    blur_radius_px : Tensor, shape [B]
+        Geometric radius at the crop's centre, not negative.
+    defocus_um : Tensor, shape [B]
+        Signed, at the crop's centre.
+    numerical_aperture, pixel_size_um, photons_at_peak : Tensor, shape [B]
+        What was drawn.
+    """
+
+    image: Tensor
+    in_focus: Tensor
+    blur_radius_px: Tensor
+    defocus_um: Tensor
+    numerical_aperture: Tensor
+    pixel_size_um: Tensor
+    photons_at_peak: Tensor
+
+
+class RandomDefocus:
+    """Blurs sharp images as random microscopes would; no PSF is cached, because none needs to be.
+
+    Transfer functions of round pupils cost less here than the noise (:class:`refocus.optics.transfer.RoundTransfer`),
+    so every sample has optics of its own, drawn from a seed of its own: it depends on nothing else in the batch.
+
+    Parameters
+    ----------
+    optics : OpticsRange
+    crop_px : int
+        Side of the pairs. Input should be larger by `margin_px` on every side; where it is smaller it is mirrored.
+    modality : {'fluorescence', 'brightfield'}
+        Brightfield draws no background light (the lamp is the background) and haze absorbs instead of shining;
+        three channels share z and aperture at `rgb_wavelengths_um`.
+    device : torch.device or str, optional
+        Of the sharp images.
+
+    Attributes
+    ----------
+    margin_px : int
+        How far light reaches from outside into the crop.
+    input_px : int
+        Side of input that is used in full; larger input is cropped at its centre.
+
+    Examples
+    --------
+    >>> blur = RandomDefocus(OpticsRange(), crop_px=64, modality="fluorescence")
+    >>> pair = blur(torch.rand(2, 1, 128, 128), seeds=torch.tensor([7, 8]))
+    >>> pair.image.shape, pair.blur_radius_px.shape
+    (torch.Size([2, 1, 64, 64]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        optics: OpticsRange,
+        *,
+        crop_px: int,
+        modality: Modality = "fluorescence",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if modality not in ("fluorescence", "brightfield"):
+            raise ConfigurationError(
+                f"random defocus is modelled for fluorescence and brightfield, not {modality}: phase contrast is "
+                "coherent and its defocus is no convolution. Train it on measured z-stacks."
+            )
+        if crop_px < 1:
+            raise ConfigurationError(f"crop_px is {crop_px}; expected at least 1.")
+        self.optics = optics
+        self.crop_px = crop_px
+        self.modality = modality
+        self.device = torch.device(device)
+        self.margin_px = math.ceil(1.15 * optics.largest_blur_px) + 4
+        self.input_px = fast_fft_length(crop_px + 2 * self.margin_px)
+
+        largest_q = optics.pixels_per_resolution[1]
+        self._transfer = RoundTransfer.reaching(2.0 * math.pi * largest_q * optics.largest_blur_px, device=self.device)
+        # Profiles run over cycles per pixel up to the corner of the spectrum, fine enough for the largest disc's
+        # rings (16 samples a period), and are read at each frequency of the padded crop by linear interpolation.
+        samples = 64 * math.ceil(16.0 * optics.largest_blur_px * math.sqrt(0.5) / 64) + 65
+        self._cycles_per_px = torch.linspace(0.0, math.sqrt(0.5) + 1e-6, samples, device=self.device)
+        down = torch.fft.fftfreq(self.input_px, device=self.device)
+        across = torch.fft.rfftfreq(self.input_px, device=self.device)
+        place = (down[:, None] ** 2 + across**2).sqrt() / self._cycles_per_px[1]
+        self._lower = place.floor().to(torch.int64).reshape(-1)
+        self._fraction = (place.reshape(-1) - self._lower).clamp(0.0, 1.0)
+        self._down, self._across = down, across
+
+    def __call__(
+        self,
+        sharp: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        seeds: Tensor | None = None,
+        pixel_size_um: Tensor | None = None,
+    ) -> Defocused:
+        """Draw optics for each image and look at it through them.
+
+        Parameters
+        ----------
+        sharp : Tensor, shape [B, C, H, W]
+            Linear intensity in any unit, not negative, zero where there is no light.
+        generator : torch.Generator, optional
+            Gives one seed a sample where `seeds` is not given. On the CPU.
+        seeds : Tensor, shape [B], int64, optional
+            One seed a sample; the sample's result depends on it and the sample alone.
+        pixel_size_um : Tensor, shape [B], optional
+            Known pixel sizes; NaN where unknown. They win over the range.
+
+        Returns
+        -------
+        Defocused
+
+        Raises
+        ------
+        InputError
+            If shapes do not fit or `sharp` is not float32.
+
+        Notes
+        -----
+        Optics are drawn on the CPU and are equal on every device. Noise is drawn on the device of the images:
+        equal seeds give equal noise on one kind of device.
+        """
+        sharp, seed_list = self._checked(sharp, generator, seeds)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            drawn = [torch.Generator().manual_seed(seed) for seed in seed_list]
+            uniform = torch.stack([torch.rand(_DRAWS, generator=g) for g in drawn])
+            plan = _Plan.draw(self.optics, uniform, self.modality, sharp.shape[1], pixel_size_um)
+            plan = plan.to(self.device)
+            scene = self._padded(sharp)
+            scene = scene * self._vignette(plan)
+            image, in_focus = self._formed(scene, plan)
+            return self._recorded(image, in_focus, plan, seed_list)
+
+    def _checked(
+        self, sharp: Tensor, generator: torch.Generator | None, seeds: Tensor | None
+    ) -> tuple[Tensor, list[int]]:
+        if sharp.ndim != 4 or sharp.dtype != torch.float32:
+            raise InputError(f"sharp has shape {tuple(sharp.shape)} and {sharp.dtype}; expected float32 [B, C, H, W].")
+        if min(sharp.shape[-2:]) < self.crop_px:
+            raise InputError(f"sharp is {tuple(sharp.shape[-2:])}, smaller than the crop of {self.crop_px} px.")
+        if seeds is None:
+            if generator is None:
+                raise InputError("neither generator nor seeds was given; random defocus is never unseeded.")
+            seeds = torch.randint(0, 2**62, (sharp.shape[0],), generator=generator, device=generator.device)
+        if seeds.shape != (sharp.shape[0],) or seeds.is_floating_point():
+            raise InputError(f"seeds has shape {tuple(seeds.shape)} and {seeds.dtype}; expected int64 [{len(sharp)}].")
+        return sharp.to(self.device), [int(seed) % 2**63 for seed in seeds.tolist()]
+
+    def _padded(self, sharp: Tensor) -> Tensor:
+        """Centre `sharp` on the transform's square: cropped where larger, mirrored where smaller."""
+        for axis in (-2, -1):
+            sharp = sharp.index_select(axis, _mirrored(sharp.shape[axis], self.input_px, self.device))
+        return sharp.clamp_min(0.0)
+
+    def _vignette(self, plan: _Plan) -> Tensor:
+        """Illumination over the padded square, shape [B, 1, P, P]: quadratic, brightest at 1."""
+        position = (torch.arange(self.input_px, device=self.device) - (self.input_px - 1) / 2) / (0.5 * self.crop_px)
+        y = (position[:, None] - plan.vignette_centre[:, 0, None, None]) ** 2
+        x = (position[None, :] - plan.vignette_centre[:, 1, None, None]) ** 2
+        loss = plan.vignette[:, None, None] * (x + y) / 4.0
+        return (1.0 - loss).clamp_min(0.2)[:, None]
+
+    def _formed(self, scene: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+        """The noise-free image at each sample's distance, and its in-focus counterpart, cropped."""
+        batch, channels = scene.shape[:2]
+        level = torch.zeros((), device=self.device)
+        if self.modality == "brightfield":
+            # Stain takes light away from the lamp's level, so a layer out of focus subtracts.
+            level = scene.amax((-2, -1), keepdim=True)
+        spectrum = torch.fft.rfft2(scene)
+
+        tilted = plan.tilt.nonzero().flatten()
+        hazy = plan.haze_weight.nonzero().flatten()
+        rows = torch.arange(batch, device=self.device)
+        index = torch.cat([rows, tilted, tilted, hazy, hazy])
+        blur = torch.cat(
+            [
+                plan.blur_px,
+                (plan.blur_px - plan.tilt)[tilted],
+                (plan.blur_px + plan.tilt)[tilted],
+                (plan.blur_px + plan.haze_offset_px)[hazy],
+                plan.haze_offset_px[hazy],
+            ]
+        )
+        gain = self._gain(plan, index, blur, channels)
+        centre, before, after, haze_seen, haze_focused = torch.split(
+            gain, [batch, len(tilted), len(tilted), len(hazy), len(hazy)]
+        )
+        seen = spectrum * centre
+        if len(tilted):
+            # Each strip of the specimen shines through its own PSF: weights first, then blur, and light is kept.
+            ramp = self._ramp(plan.tilt_azimuth[tilted])
+            low = torch.fft.rfft2(scene[tilted] * (-ramp).clamp_min(0.0))
+            high = torch.fft.rfft2(scene[tilted] * ramp.clamp_min(0.0))
+            middle = (spectrum[tilted] - low - high) * centre[tilted]
+            seen[tilted] = middle + low * before + high * after
+        focused = scene
+        if len(hazy):
+            weight = plan.haze_weight[hazy].reshape(-1, 1, 1, 1)
+            # Another specimen of like kind at no cost: the image turned by 180 degrees and shifted.
+            shift = plan.haze_shift[hazy] * self.input_px
+            turns = self._down[:, None] * shift[:, 0, None, None] + self._across * shift[:, 1, None, None]
+            other = spectrum[hazy].conj() * torch.polar(torch.ones_like(turns), 2.0 * math.pi * turns)[:, None]
+            other[..., 0, 0] -= level.expand(batch, channels, 1, 1)[hazy][..., 0, 0] * self.input_px**2
+            seen[hazy] = seen[hazy] + weight * other * haze_seen
+            focused = scene.clone()
+            focused[hazy] += weight * torch.fft.irfft2(other * haze_focused, s=scene.shape[-2:])
+        image = torch.fft.irfft2(seen, s=scene.shape[-2:])
+        # In focus is identity by definition, not up to the transform's rounding.
+        still = (plan.blur_px == 0) & (plan.tilt == 0)
+        image = torch.where(still.reshape(-1, 1, 1, 1), focused, image)
+        edge = (self.input_px - self.crop_px) // 2
+        window = slice(edge, edge + self.crop_px)
+        return image[..., window, window].clamp_min(0.0), focused[..., window, window].clamp_min(0.0)
+
+    def _gain(self, plan: _Plan, index: Tensor, blur_px: Tensor, channels: int) -> Tensor:
+        """``G_z`` on the padded square's spectrum, shape [M, C, P, P // 2 + 1]; signed blur [M] of samples `index`."""
+        na, pixel = plan.numerical_aperture[index, None], plan.pixel_size_um[index, None]
+        wavelength = plan.wavelength_um[index]
+        n = self.optics.refractive_index
+        sine = na / n
+        z_um = blur_px[:, None] * pixel * (1.0 - sine**2).sqrt() / sine
+        squared = self._transfer.pupil_rho_squared
+        cosine = (1.0 - squared * sine**2).sqrt()
+        spherical = plan.spherical_waves[index, None] * (math.sqrt(5.0) * (6.0 * squared**2 - 6.0 * squared + 1.0))
+        # One row a sample and channel: colours differ in wavelength alone.
+        per_um = (n * (cosine - 1.0))[:, None] / wavelength[..., None]
+        waves = (z_um[:, None] * per_um + spherical[:, None]).flatten(0, 1)
+        reference = spherical[:, None].expand(-1, channels, -1).flatten(0, 1)
+        table = self._transfer(torch.ones_like(waves), waves)
+        in_focus = self._transfer(torch.ones_like(waves), reference)
+
+        q = ((na * pixel) / wavelength).flatten()[:, None]
+        position = self._cycles_per_px / q / self._transfer.frequency_step
+        h_z, h_0 = interpolate(table, position), interpolate(in_focus, position)
+        radius = blur_px.repeat_interleave(channels)[:, None]
+        fallback = torch.exp(-0.5 * (math.pi * radius * self._cycles_per_px) ** 2)
+        profile = ((h_z * h_0 + _EPSILON * fallback) / (h_0 * h_0 + _EPSILON)).clamp(-1.0, 1.0)
+        profile = torch.where(plan.plain_psf[index].repeat_interleave(channels)[:, None], h_z, profile)
+        step = torch.diff(profile, dim=1, append=profile[:, -1:])
+        flat = profile[:, self._lower] + step[:, self._lower] * self._fraction
+        return flat.reshape(-1, channels, self.input_px, self.input_px // 2 + 1)
+
+    def _ramp(self, azimuth: Tensor) -> Tensor:
+        """A linear ramp over the crop, -1 to 1 from edge to edge along `azimuth`, flat beyond, shape [T, 1, P, P]."""
+        position = (torch.arange(self.input_px, device=self.device) - (self.input_px - 1) / 2) / (0.5 * self.crop_px)
+        ramp = position[:, None] * azimuth.sin()[:, None, None] + position * azimuth.cos()[:, None, None]
+        return ramp.clamp(-1.0, 1.0)[:, None]
+
+    def _recorded(self, image: Tensor, in_focus: Tensor, plan: _Plan, seeds: list[int]) -> Defocused:
+        """Light, offset, noise, saturation and rounding, back in the units of the sharp image."""
+
+        def column(values: Tensor) -> Tensor:
+            return values.reshape(-1, 1, 1, 1)
+
+        # The mean over 4 x 4 pixels keeps one hot pixel from setting the exposure.
+        pooled = torch.nn.functional.avg_pool2d(in_focus, kernel_size=min(4, self.crop_px))
+        peak = column(pooled.amax((1, 2, 3))).clamp_min(1e-12)
+        background = column(plan.background) * peak
+        image, in_focus = image + background, in_focus + background
+        per_unit = column(plan.photons_at_peak) / peak
+        read = column(plan.read_noise_electrons)
+        noisy = torch.empty_like(image)
+        for i, seed in enumerate(seeds):
+            # A second stream for noise: the first has been used for optics, on the CPU.
+            generator = torch.Generator(self.device).manual_seed(seed ^ 0x5DEECE66D)
+            noisy[i] = shot_noise(image[i] * per_unit[i], read_noise=read[i], generator=generator)
+        noisy = noisy / per_unit
+        offset = column(plan.offset) * peak
+        full = column(plan.full_scale) * (peak + background) + offset
+        # The converter's step; it ends at zero below and at the full scale above.
+        step = full / (2.0 ** column(plan.bit_depth) - 1.0)
+        recorded = (torch.round((noisy + offset) / step) * step).clamp_min(0.0).minimum(full)
+        return Defocused(
+            image=recorded,
+            in_focus=(in_focus + offset).minimum(full),
+            blur_radius_px=plan.blur_px.abs(),
+            defocus_um=plan.defocus_um(self.optics.refractive_index),
+            numerical_aperture=plan.numerical_aperture,
+            pixel_size_um=plan.pixel_size_um,
+            photons_at_peak=plan.photons_at_peak,
+        )
+
+
+_DRAWS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What was drawn, each of shape [B] unless said otherwise; blurs are signed radii in pixels."""
+
+    numerical_aperture: Tensor
+    wavelength_um: Tensor  # [B, C]
+    pixel_size_um: Tensor
+    spherical_waves: Tensor
+    blur_px: Tensor
+    plain_psf: Tensor
+    tilt: Tensor
+    tilt_azimuth: Tensor
+    haze_weight: Tensor
+    haze_offset_px: Tensor
+    haze_shift: Tensor  # [B, 2]
+    vignette: Tensor
+    vignette_centre: Tensor  # [B, 2]
+    photons_at_peak: Tensor
+    background: Tensor
+    read_noise_electrons: Tensor
+    offset: Tensor
+    full_scale: Tensor
+    bit_depth: Tensor
+
+    def to(self, device: torch.device) -> _Plan:
+        return _Plan(*(getattr(self, name).to(device) for name in self.__slots__))
+
+    def defocus_um(self, refractive_index: float) -> Tensor:
+        sine = self.numerical_aperture / refractive_index
+        return self.blur_px * self.pixel_size_um * (1.0 - sine**2).sqrt() / sine
+
+    @classmethod
+    def draw(
+        cls, optics: OpticsRange, uniform: Tensor, modality: Modality, channels: int, known_pixel_um: Tensor | None
+    ) -> _Plan:
+        """Turn uniform numbers [B, 40] into optics. Every quantity has its own columns: adding one moves no other."""
+
+        def between(column: int, interval: tuple[float, float]) -> Tensor:
+            return interval[0] + (interval[1] - interval[0]) * uniform[:, column]
+
+        def chosen(column: int, share: float, value: Tensor) -> Tensor:
+            return torch.where(uniform[:, column] < share, value, torch.zeros_like(value))
+
+        na = between(0, optics.numerical_aperture)
+        if modality == "brightfield" and channels == 3:
+            wavelength = torch.tensor(optics.rgb_wavelengths_um).expand(len(uniform), 3)
+        else:
+            wavelength = between(1, optics.wavelength_um)[:, None].expand(-1, channels)
+        resolution = wavelength.mean(1) / na
+        low = (optics.pixels_per_resolution[0] * resolution).clamp(*optics.pixel_size_um)
+        high = (optics.pixels_per_resolution[1] * resolution).clamp(*optics.pixel_size_um)
+        pixel = low * (high / low) ** uniform[:, 2]
+        if known_pixel_um is not None:
+            known = known_pixel_um.to("cpu", torch.float32)
+            pixel = torch.where(known.isfinite() & (known > 0), known, pixel)
+            # An aperture that this pixel could not belong to gives way.
+            q_low, q_high = optics.pixels_per_resolution
+            na = na.clamp(q_low * wavelength.mean(1) / pixel, q_high * wavelength.mean(1) / pixel)
+            na = na.clamp(max=0.98 * optics.refractive_index)
+
+        # Signed blur: a sharp peak at focus, a near-focus part in depths of field, the rest uniform in pixels.
+        sine = na / optics.refractive_index
+        px_per_um = sine / (1.0 - sine**2).sqrt() / pixel
+        depth_px = optics.refractive_index * wavelength.mean(1) / na**2 * px_per_um
+        reach = optics.blur_radius_px[1]
+        near = (uniform[:, 4] * optics.near_focus_depths * depth_px).clamp(max=reach)
+        far = between(4, optics.blur_radius_px)
+        beyond = reach * (1.0 + uniform[:, 4])
+        kind = uniform[:, 3]
+        still, close = optics.in_focus_share, optics.in_focus_share + optics.near_focus_share
+        blur = torch.where(kind < close, near, torch.where(kind < 1.0 - optics.out_of_range_share, far, beyond))
+        blur = torch.where(kind < still, torch.zeros_like(blur), blur)
+        blur = blur * torch.where(uniform[:, 5] < 0.5, -1.0, 1.0)
+
+        tilt = chosen(6, optics.tilt_share, between(7, optics.tilt_blur_px))
+        tilt = torch.where(kind < still, torch.zeros_like(tilt), tilt)
+        # Haze lies clearly outside the focal plane and never where the seen blur would exceed the tables.
+        away = (0.25 + 0.75 * uniform[:, 11]) * reach
+        away = torch.where(uniform[:, 12] < 0.5, -away, away)
+        away = torch.where((blur + away).abs() > reach, -away, away)
+        spherical = torch.erfinv((2.0 * uniform[:, 13] - 1.0).clamp(-0.995, 0.995)) * math.sqrt(2.0)
+        photons_low, photons_high = optics.photons_at_peak
+        background = chosen(18, optics.background_share, between(19, optics.background))
+        depths = torch.tensor(optics.bit_depths, dtype=torch.float32)
+        saturated = uniform[:, 23] < optics.saturation_share
+        return cls(
+            numerical_aperture=na,
+            wavelength_um=wavelength,
+            pixel_size_um=pixel,
+            spherical_waves=optics.spherical_waves * spherical,
+            blur_px=blur,
+            plain_psf=(uniform[:, 28] < optics.plain_psf_share) & (blur.abs() > depth_px),
+            tilt=tilt,
+            tilt_azimuth=2.0 * math.pi * uniform[:, 8],
+            haze_weight=chosen(9, optics.haze_share, between(10, optics.haze_weight)),
+            haze_offset_px=away,
+            haze_shift=uniform[:, 14:16],
+            vignette=chosen(16, optics.vignetting_share, between(17, optics.vignetting)),
+            vignette_centre=uniform[:, 25:27] - 0.5,
+            photons_at_peak=photons_low * (photons_high / photons_low) ** uniform[:, 20],
+            background=background if modality == "fluorescence" else torch.zeros_like(background),
+            read_noise_electrons=between(21, optics.read_noise_electrons),
+            offset=between(22, optics.offset),
+            full_scale=torch.where(saturated, between(24, optics.saturation), 1.0 + 3.0 * uniform[:, 24]),
+            bit_depth=depths[(uniform[:, 27] * len(depths)).long().clamp(max=len(depths) - 1)],
+        )
+
+
+def _mirrored(size: int, wanted: int, device: torch.device) -> Tensor:
+    """Indices that centre `size` samples in `wanted`: cropped where fewer are wanted, else mirrored at the ends."""
+    start = (wanted - size) // 2 if wanted >= size else -((size - wanted) // 2)
+    place = torch.arange(wanted, device=device) - start
+    if size == 1:
+        return torch.zeros_like(place)
+    period = 2 * (size - 1)
+    place = place % period
+    return torch.where(place < size, place, period - place)
