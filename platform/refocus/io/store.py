@@ -1,0 +1,274 @@
+"""Objects in one bucket, with conditional writes; every failure is one of our errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from botocore import exceptions as boto
+
+from refocus.errors import (
+    BucketMissing,
+    ObjectChanged,
+    ObjectExists,
+    ObjectMissing,
+    StoreAccessDenied,
+    StoreError,
+    StoreUnreachable,
+)
+from refocus.io.settings import StoreSettings
+
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403", "401"}
+_MISSING = {"NoSuchKey", "NotFound", "404"}
+_LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What the store says about an object without sending it."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    modified: datetime | None = None
+
+
+class ObjectStore:
+    """One bucket.
+
+    Parameters
+    ----------
+    settings : StoreSettings
+
+    Notes
+    -----
+    Safe to share between threads. Pickles as its settings: a worker builds its own connections.
+
+    All methods raise `StoreUnreachable`, `StoreAccessDenied` or `BucketMissing` where they apply.
+    """
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[StoreSettings]]:
+        return ObjectStore, (self.settings,)
+
+    @cached_property
+    def _client(self) -> Any:
+        return self.settings.client()
+
+    def uri(self, key: str = "") -> str:
+        """Return the address of `key`."""
+        return f"s3://{self.settings.bucket}/{key}"
+
+    def get(self, key: str) -> bytes:
+        """Return a whole object.
+
+        Raises
+        ------
+        ObjectMissing
+        """
+        return self.get_with_etag(key)[0]
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """Return a whole object and its ETag, for a later `replace`.
+
+        Raises
+        ------
+        ObjectMissing
+        """
+
+        def request() -> tuple[bytes, str]:
+            answer = self._client.get_object(Bucket=self.settings.bucket, Key=key)
+            return answer["Body"].read(), answer["ETag"]
+
+        return self._insisting(key, request)
+
+    def get_if_changed(self, key: str, etag: str | None) -> tuple[bytes, str] | None:
+        """Return the object and its ETag, or None if it still is the one that `etag` names.
+
+        Raises
+        ------
+        ObjectMissing
+        """
+        if etag is None:
+            return self.get_with_etag(key)
+        try:
+            with self._translated(key):
+                answer = self._client.get_object(Bucket=self.settings.bucket, Key=key, IfNoneMatch=etag)
+                return answer["Body"].read(), answer["ETag"]
+        except _NotModified:
+            return None
+
+    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
+        """Return the bytes ``start`` to ``stop`` (exclusive) of an object.
+
+        Raises
+        ------
+        ObjectMissing
+        ObjectChanged
+            If `etag` is given and the object is no longer that one.
+        """
+        condition = {} if etag is None else {"IfMatch": etag}
+
+        def request() -> bytes:
+            answer = self._client.get_object(
+                Bucket=self.settings.bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
+            )
+            return answer["Body"].read()
+
+        return self._insisting(key, request)
+
+    def head(self, key: str) -> ObjectInfo:
+        """Return what the store knows of an object.
+
+        Raises
+        ------
+        ObjectMissing
+        """
+        with self._translated(key):
+            answer = self._client.head_object(Bucket=self.settings.bucket, Key=key)
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"], answer.get("LastModified"))
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is such an object."""
+        try:
+            self.head(key)
+        except ObjectMissing:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose key starts with `prefix`, in the order of their keys."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.settings.bucket, Prefix=prefix)
+        with self._translated(prefix):
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], entry.get("LastModified"))
+
+    def put(self, key: str, data: bytes) -> str:
+        """Write an object, whatever was there, and return its ETag."""
+        return self._put(key, data)
+
+    def create(self, key: str, data: bytes) -> str:
+        """Write an object that must not be there yet, and return its ETag.
+
+        Raises
+        ------
+        ObjectExists
+        """
+        try:
+            return self._put(key, data, IfNoneMatch="*")
+        except ObjectChanged as lost:
+            # A request whose answer was lost is sent again and then meets its own object.
+            if _was_retried(lost.__cause__):
+                there, etag = self.get_with_etag(key)
+                if there == data:
+                    return etag
+            raise ObjectExists(f"{self.uri(key)} exists already and is never overwritten.") from None
+
+    def replace(self, key: str, data: bytes, etag: str) -> str:
+        """Write an object only if it still is the one that `etag` names, and return the new ETag.
+
+        Raises
+        ------
+        ObjectChanged
+            If somebody was faster.
+        ObjectMissing
+        """
+        return self._put(key, data, IfMatch=etag)
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        with self._translated(key):
+            self._client.delete_object(Bucket=self.settings.bucket, Key=key)
+
+    def check_bucket(self) -> None:
+        """Ask for the bucket, so that a wrong setting shows before work begins.
+
+        Raises
+        ------
+        BucketMissing
+        StoreAccessDenied
+        StoreUnreachable
+        """
+        with self._translated("", bucket_call=True):
+            self._client.head_bucket(Bucket=self.settings.bucket)
+
+    def create_bucket(self) -> None:
+        """Make the bucket if it is not there."""
+        with self._translated(""), contextlib.suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
+            self._client.create_bucket(Bucket=self.settings.bucket)
+
+    def _put(self, key: str, data: bytes, **condition: str) -> str:
+        with self._translated(key):
+            return self._client.put_object(Bucket=self.settings.bucket, Key=key, Body=data, **condition)["ETag"]
+
+    def _insisting(self, key: str, request: Any) -> Any:
+        # botocore retries a request until its headers are there, but not a body that breaks off midway.
+        for attempt in range(self.settings.attempts):
+            try:
+                with self._translated(key):
+                    return request()
+            except _BrokenBody as error:
+                if attempt + 1 == self.settings.attempts:
+                    raise StoreUnreachable(f"{self.uri(key)} broke off {attempt + 1} times: {error}") from error
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _translated(self, key: str, *, bucket_call: bool = False) -> Iterator[None]:
+        where = f"{self.uri(key)} at {self.settings.endpoint_url or 'AWS'}"
+        try:
+            yield
+        except boto.ClientError as error:
+            raise _error_for(error, where, self.settings, bucket_call=bucket_call) from error
+        except (boto.ResponseStreamingError, boto.IncompleteReadError, boto.ReadTimeoutError) as error:
+            raise _BrokenBody(str(error)) from error
+        except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
+            raise StoreAccessDenied(f"{where}: {error} Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
+        except (boto.HTTPClientError, boto.ConnectionError) as error:
+            raise StoreUnreachable(
+                f"{where} does not answer ({type(error).__name__}); is the store running? "
+                "'refocus store up' starts the one of this machine."
+            ) from error
+
+
+class _BrokenBody(StoreUnreachable):
+    """A body broke off midway: worth another try."""
+
+
+class _NotModified(StoreError):
+    """304: the object still is the one that the caller has."""
+
+
+def _was_retried(error: BaseException | None) -> bool:
+    if not isinstance(error, boto.ClientError):
+        return False
+    return int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) > 0
+
+
+def _error_for(error: boto.ClientError, where: str, settings: StoreSettings, *, bucket_call: bool) -> StoreError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket" or (bucket_call and status == 404):
+        return BucketMissing(
+            f"{where}: there is no bucket {settings.bucket!r}; create it, or name another with REFOCUS_BUCKET."
+        )
+    if code in _MISSING or status == 404:
+        return ObjectMissing(f"{where}: there is no such object.")
+    if status == 304:
+        return _NotModified(where)
+    if code in _LOST_RACE or status == 412:
+        return ObjectChanged(f"{where} was changed by somebody else in the meantime.")
+    if code in _DENIED or status in (401, 403):
+        return StoreAccessDenied(
+            f"{where} refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+            "and what they may do in this bucket."
+        )
+    if status >= 500 or code in ("SlowDown", "RequestTimeout"):
+        return StoreUnreachable(f"{where} keeps answering {status} {code} after {settings.attempts} attempts.")
+    return StoreError(f"{where}: {code or status}: {error}")

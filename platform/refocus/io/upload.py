@@ -1,0 +1,45 @@
+"""Sending a folder to the store, leaving alone what is there already."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from refocus.errors import ConfigurationError
+from refocus.io.store import ObjectStore
+
+_PARALLEL_REQUESTS = 8
+
+
+def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
+    """Send a file, or a folder with all below it, and return how many objects were sent and kept.
+
+    An object whose ETag is the MD5 of the file's bytes is kept. Hidden files are left out.
+
+    Raises
+    ------
+    ConfigurationError
+        If `source` holds no file.
+    """
+    prefix = prefix.removeprefix(store.uri()).strip("/")
+    if source.is_file():
+        files = {f"{prefix}/{source.name}": source}
+    else:
+        visible = (path for path in sorted(source.rglob("*")) if not path.name.startswith("."))
+        files = {f"{prefix}/{path.relative_to(source).as_posix()}": path for path in visible if path.is_file()}
+    if not files:
+        raise ConfigurationError(f"{source} holds no file to upload.")
+    there = {entry.key: entry.etag.strip('"') for entry in store.list(prefix)}
+
+    def send(item: tuple[str, Path]) -> bool:
+        key, path = item
+        data = path.read_bytes()
+        if there.get(key) == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            return False
+        store.put(key, data)
+        return True
+
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+        sent = sum(pool.map(send, files.items()))
+    return sent, len(files) - sent
