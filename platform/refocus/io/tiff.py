@@ -1,0 +1,220 @@
+"""TIFF, OME-TIFF and ImageJ hyperstacks, plane by plane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from refocus.errors import ConfigurationError, InputError, MetadataMissing, UnreadableImage, UnsupportedImage
+from refocus.io.microscopy import ImageSource
+from refocus.zstack import AXES, Acquisition, Modality
+
+#: Micrometres in one unit, by the names that OME, ImageJ and people use.
+UNITS_UM: Mapping[str, float] = {
+    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "\\u00b5m": 1.0, "\\u00B5m": 1.0,
+    "nm": 1e-3, "nanometer": 1e-3, "pm": 1e-6, "Å": 1e-4, "A": 1e-4, "angstrom": 1e-4,
+    "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "inch": 25400.0, "in": 25400.0,
+}  # fmt: skip
+
+_CONTRAST: Mapping[str, Modality] = {
+    "Fluorescence": "fluorescence",
+    "Brightfield": "brightfield",
+    "Phase": "phase_contrast",
+}
+_COARSEST_PIXEL_UM = 25.0
+
+
+class TiffSource(ImageSource):
+    """The first image series of a TIFF file."""
+
+    def __init__(self, file: BinaryIO, *, name: str, answers: Acquisition, axes: str | None) -> None:
+        self.name = name
+        self._file = file
+        try:
+            self._tiff = tifffile.TiffFile(file)
+            series = _only_series(self._tiff, name)
+            self._length = file.seek(0, 2)
+            said = _acquisition(self._tiff)
+        except InputError:
+            raise
+        except Exception as error:
+            raise UnreadableImage(
+                f"{name} cannot be read as TIFF ({type(error).__name__}: {error}). Is the file complete?"
+            ) from error
+        self._series = series
+        self._file_axes = _meaning_of(series, axes, name)
+        sizes = dict(zip(self._file_axes, series.shape, strict=True))
+        self.axes = "".join(axis for axis in AXES if axis in sizes)
+        self.shape = tuple(sizes[axis] for axis in self.axes)
+        self.dtype = series.dtype.newbyteorder("=")
+        self.acquisition = said.filled_from(answers)
+        self._check_complete()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The OME-XML where there is one."""
+        return {"ome_xml": self._tiff.ome_metadata} if self._tiff.is_ome else {}
+
+    def plane(self, *, z: int = 0, c: int = 0, t: int = 0) -> npt.NDArray[Any]:
+        """Read one plane; of a file that lies contiguous, only its own bytes are fetched."""
+        wanted = {"T": t, "C": c, "Z": z}
+        leading = [axis for axis in self._file_axes if axis in wanted]
+        lengths = [self.size(axis) for axis in leading]
+        for axis, length in zip(leading, lengths, strict=True):
+            if not 0 <= wanted[axis] < length:
+                raise ConfigurationError(f"{self.name} has {length} positions along {axis}; asked for {wanted[axis]}.")
+        number = int(np.ravel_multi_index([wanted[a] for a in leading], lengths)) if leading else 0
+        try:
+            pixels = self._page(number)
+        except InputError:
+            raise
+        except (ValueError, TypeError, RuntimeError, IndexError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, EOFError) and error.errno is None:
+                raise
+            raise UnreadableImage(f"{self.name}: plane {number} cannot be decoded: {error}.") from error
+        trailing = [axis for axis in self._file_axes if axis in "YXS"]
+        if trailing != sorted(trailing, key="YXS".index):
+            pixels = np.moveaxis(pixels, trailing.index("S"), -1)
+        return np.ascontiguousarray(pixels).astype(self.dtype, copy=False)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tiff.close()
+        self._file.close()
+
+    def _page(self, number: int) -> npt.NDArray[Any]:
+        shape = tuple(n for a, n in zip(self._file_axes, self._series.shape, strict=True) if a in "YXS")
+        if self._series.dataoffset is not None:
+            size = math.prod(shape) * self._series.dtype.itemsize
+            self._file.seek(self._series.dataoffset + number * size)
+            data = self._file.read(size)
+            if len(data) != size:
+                raise UnreadableImage(f"{self.name}: plane {number} has {len(data)} bytes of {size}; truncated.")
+            stored = self._series.dtype.newbyteorder(self._tiff.byteorder)
+            return np.frombuffer(data, stored).reshape(shape)
+        page = self._series.pages[number]
+        if page is None:
+            raise UnreadableImage(f"{self.name}: plane {number} is missing in the file.")
+        return page.asarray().reshape(shape)
+
+    def _check_complete(self) -> None:
+        # A header that promises more than the file holds: found now, before planes have been used.
+        if self._series.dataoffset is not None:
+            ends = [self._series.dataoffset + self._series.nbytes]
+        else:
+            pages = [page for page in self._series.pages if page is not None]
+            ends = [
+                offset + count
+                for page in pages
+                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
+            ]
+        if ends and max(ends) > self._length:
+            raise UnreadableImage(
+                f"{self.name} is truncated: its header promises {max(ends)} bytes and the file has {self._length}. "
+                "Copy it again from the microscope."
+            )
+
+
+def _only_series(tiff: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:
+    if not tiff.series or 0 in tiff.series[0].shape:
+        raise UnreadableImage(f"{name} is a TIFF without an image.")
+    shapes = [series.shape for series in tiff.series]
+    if len(shapes) > 1:
+        raise UnsupportedImage(
+            f"{name} holds {len(shapes)} images of shapes {', '.join(map(str, shapes[:4]))}; expected planes of one "
+            "shape. Save each image as a file of its own."
+        )
+    return tiff.series[0]
+
+
+def _meaning_of(series: tifffile.TiffPageSeries, answer: str | None, name: str) -> str:
+    axes = series.axes
+    if answer is not None and answer != axes:
+        stored = len(axes)
+        if len(answer) != stored or set(answer) - set(AXES):
+            raise ConfigurationError(
+                f"{name} has {stored} axes of lengths {series.shape}, so axes {answer!r} cannot be their meaning."
+            )
+        return answer
+    unknown = [axis for axis in axes if axis not in AXES]
+    if unknown:
+        lengths = ", ".join(str(n) for a, n in zip(axes, series.shape, strict=True) if a not in AXES)
+        raise MetadataMissing(
+            f"{name} has shape {series.shape} and does not say what its axis of length {lengths} means; "
+            f"answer with axes: {'Z' * len(unknown)}{axes.lstrip(''.join(unknown))} (or T, C) in acquisition.yaml "
+            "or with --axes."
+        )
+    return axes
+
+
+def _acquisition(tiff: tifffile.TiffFile) -> Acquisition:
+    if tiff.is_ome and tiff.ome_metadata:
+        return ome_acquisition(tiff.ome_metadata)
+    pixel_size_um = _resolution_um(tiff)
+    if tiff.is_imagej and tiff.imagej_metadata:
+        said = tiff.imagej_metadata
+        scale = UNITS_UM.get(str(said.get("unit", "")))
+        spacing = said.get("spacing")
+        x_resolution = tiff.pages.first.tags.get("XResolution")
+        per_unit = _ratio(x_resolution.value) if x_resolution is not None else 0.0
+        return Acquisition(
+            pixel_size_um=scale / per_unit if scale and per_unit > 0 else None,
+            z_step_um=abs(float(spacing)) * scale if scale and spacing else None,
+        )
+    return Acquisition(pixel_size_um=pixel_size_um)
+
+
+def ome_acquisition(xml: str) -> Acquisition:
+    """Read pixel size, z step, aperture, wavelength and contrast from OME-XML, in micrometres whatever its units."""
+    ome = tifffile.xml2dict(xml).get("OME", {})
+    image = _first(ome.get("Image", {}))
+    pixels = _first(image.get("Pixels", {}))
+    channel = _first(pixels.get("Channel", {}))
+    objective = _first(_first(ome.get("Instrument", {})).get("Objective", {}))
+
+    def length(value: Any, unit: Any, default: str) -> float | None:
+        scale = UNITS_UM.get(str(unit or default))
+        return abs(float(value)) * scale if value and scale else None
+
+    wavelength = channel.get("EmissionWavelength") or channel.get("ExcitationWavelength")
+    unit = channel.get("EmissionWavelengthUnit") or channel.get("ExcitationWavelengthUnit")
+    contrast = str(channel.get("ContrastMethod", ""))
+    return Acquisition(
+        modality=_CONTRAST.get(contrast),
+        pixel_size_um=length(pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit"), "µm"),
+        z_step_um=length(pixels.get("PhysicalSizeZ"), pixels.get("PhysicalSizeZUnit"), "µm"),
+        numerical_aperture=_positive(objective.get("LensNA")),
+        wavelength_um=length(wavelength, unit, "nm"),
+        refractive_index=_positive(_first(image.get("ObjectiveSettings", {})).get("RefractiveIndex")),
+    )
+
+
+def _first(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _positive(value: Any) -> float | None:
+    return float(value) if value and float(value) > 0 else None
+
+
+def _ratio(value: Any) -> float:
+    numerator, denominator = value if isinstance(value, tuple) else (value, 1)
+    return float(numerator) / float(denominator) if denominator else 0.0
+
+
+def _resolution_um(tiff: tifffile.TiffFile) -> float | None:
+    tags = tiff.pages.first.tags
+    unit = {2: 25400.0, 3: 10000.0}.get(int(tags.valueof("ResolutionUnit", 1) or 1))
+    per_unit = _ratio(tags.valueof("XResolution", 0) or 0)
+    if unit is None or per_unit <= 0:
+        return None
+    size_um = unit / per_unit
+    # Screens' and printers' dots an inch are no scale of a specimen.
+    return size_um if size_um < _COARSEST_PIXEL_UM else None
