@@ -50,7 +50,7 @@ class IngestSettings(_Record):
         Small sources are ingested together up to this many bytes.
     """
 
-    tile_px: int = Field(default=256, ge=32, le=2048)
+    tile_px: int = Field(default=384, ge=32, le=2048)
     minimum_planes: int = Field(default=3, ge=2)
     background_share: float = Field(default=0.1, ge=0, le=1)
     maximum_drift_px: float = Field(default=1.0, gt=0)
@@ -112,7 +112,7 @@ class SourceSummary(_Record):
     focus_at_edge: bool | None = None
     focus_curve: tuple[float, ...] = ()
     largest_drift_px: float | None = None
-    largest_residual_px: float | None = None
+    largest_residual: float | None = None
     saturated_share: float = 0.0
 
 

@@ -7,6 +7,7 @@ An ``acquisition.yaml`` anywhere under the raw prefix answers for the objects be
         modality: fluorescence
         pixel_size_um: 0.325
         specimen: '(slide\\d+)_.*'   # first group: what the split keeps together
+        minimum_sharpness: 0.02      # sharp images softer than that are quarantined
       - match: "overview/*"
         ignore: true
 
@@ -45,6 +46,7 @@ class Rule(BaseModel):
     wavelength_um: float | None = Field(default=None, gt=0)
     refractive_index: float | None = Field(default=None, ge=1, lt=2)
     specimen: str = DEFAULT_SPECIMEN_PATTERN
+    minimum_sharpness: float | None = Field(default=None, ge=0)
 
     def acquisition(self) -> Acquisition:
         """Return the rule's answers; None where it has none."""

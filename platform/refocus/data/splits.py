@@ -25,10 +25,15 @@ def split_of(specimen: str) -> Split:
     The SHA-256 of the name decides. Tiles, planes and channels of one specimen therefore stay
     together, and a specimen keeps its split for ever, in every dataset version.
     """
-    percentile = int(hashlib.sha256(specimen.encode()).hexdigest(), 16) % 100
-    if percentile < _TRAIN_PERCENT:
+    percent = hash_percent(specimen)
+    if percent < _TRAIN_PERCENT:
         return "train"
-    return "validation" if percentile < _TRAIN_PERCENT + _VALIDATION_PERCENT else "calibration"
+    return "validation" if percent < _TRAIN_PERCENT + _VALIDATION_PERCENT else "calibration"
+
+
+def hash_percent(name: str) -> int:
+    """Return a number from 0 to 99 that follows from `name` alone, evenly spread over names."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
 
 
 def stem_of(key: str) -> str:

@@ -194,8 +194,8 @@ class LocalStore:
     def _write(self, state: _State) -> None:
         # Readable by its owner alone, and replaced whole: it holds the credentials.
         new = self.folder / "state.json.new"
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(state.model_dump_json())
+        new.touch(mode=0o600)
+        new.write_text(state.model_dump_json())
         new.replace(self.folder / "state.json")
 
     @contextlib.contextmanager

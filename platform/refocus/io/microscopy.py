@@ -60,7 +60,7 @@ class ImageSource(ABC):
         """Length along `axis`, 1 where there is no such axis."""
         return self.shape[self.axes.index(axis)] if axis in self.axes else 1
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (what lies in memory has nothing to release)
         """Release the file; safe to call twice."""
 
     def __enter__(self) -> ImageSource:

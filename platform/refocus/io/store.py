@@ -101,7 +101,7 @@ class ObjectStore:
             with self._translated(key):
                 answer = self._client.get_object(Bucket=self.settings.bucket, Key=key, IfNoneMatch=etag)
                 return answer["Body"].read(), answer["ETag"]
-        except _NotModified:
+        except _NotModifiedError:
             return None
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
@@ -214,7 +214,7 @@ class ObjectStore:
             try:
                 with self._translated(key):
                     return request()
-            except _BrokenBody as error:
+            except _BrokenBodyError as error:
                 if attempt + 1 == self.settings.attempts:
                     raise StoreUnreachable(f"{self.uri(key)} broke off {attempt + 1} times: {error}") from error
         raise AssertionError("unreachable")
@@ -227,7 +227,7 @@ class ObjectStore:
         except boto.ClientError as error:
             raise _error_for(error, where, self.settings, bucket_call=bucket_call) from error
         except (boto.ResponseStreamingError, boto.IncompleteReadError, boto.ReadTimeoutError) as error:
-            raise _BrokenBody(str(error)) from error
+            raise _BrokenBodyError(str(error)) from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
             raise StoreAccessDenied(f"{where}: {error} Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
         except (boto.HTTPClientError, boto.ConnectionError) as error:
@@ -237,11 +237,11 @@ class ObjectStore:
             ) from error
 
 
-class _BrokenBody(StoreUnreachable):
+class _BrokenBodyError(StoreUnreachable):
     """A body broke off midway: worth another try."""
 
 
-class _NotModified(StoreError):
+class _NotModifiedError(StoreError):
     """304: the object still is the one that the caller has."""
 
 
@@ -261,7 +261,7 @@ def _error_for(error: boto.ClientError, where: str, settings: StoreSettings, *, 
     if code in _MISSING or status == 404:
         return ObjectMissing(f"{where}: there is no such object.")
     if status == 304:
-        return _NotModified(where)
+        return _NotModifiedError(where)
     if code in _LOST_RACE or status == 412:
         return ObjectChanged(f"{where} was changed by somebody else in the meantime.")
     if code in _DENIED or status in (401, 403):

@@ -1,0 +1,204 @@
+"""Training runs in the object store: their record, their progress and their checkpoints.
+
+::
+
+    runs/NAME/run.json                  what the run is; created once, never changed
+    runs/NAME/progress.json             one entry a report: step, losses, speeds
+    runs/NAME/step-00001000/...         a checkpoint; whole only with its checkpoint.json, which names every file
+
+Names are taken with a conditional create, so two runs never write into each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from refocus.data.manifest import checked_name
+from refocus.errors import ConfigurationError, ModelCorrupt, ObjectExists, ObjectMissing, RunExists, RunMissing
+from refocus.io.store import ObjectStore
+from refocus.training.config import TrainingConfig
+
+RUNS = "runs"
+SEAL = "checkpoint.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunRecord(_Record):
+    """What a run is: enough to resume it and to say where its weights come from."""
+
+    name: str
+    recipe: str
+    config: TrainingConfig
+    dataset: str
+    created: AwareDatetime
+    commit: str | None = None
+
+
+class CheckpointSeal(_Record):
+    """Written last into a checkpoint's folder: every file with its digest, so that half a checkpoint shows."""
+
+    step: int
+    metrics: dict[str, float]
+    files: dict[str, str]
+
+
+class SealedCheckpoint(_Record):
+    """A whole checkpoint in the store."""
+
+    key: str
+    seal: CheckpointSeal
+
+
+def run_prefix(name: str) -> str:
+    """Return the key prefix of a run, with a trailing slash."""
+    return f"{RUNS}/{checked_name(name, 'run name')}/"
+
+
+def claim_run(store: ObjectStore, record: RunRecord, *, resume: bool) -> RunRecord:
+    """Take a new run name, or return the record of the run that is resumed.
+
+    Raises
+    ------
+    RunExists
+        If the name is taken and `resume` is false.
+    RunMissing
+        If `resume` is true and there is no such run.
+    ConfigurationError
+        If the run that would be resumed was started with another configuration or dataset.
+    """
+    key = run_prefix(record.name) + "run.json"
+    if not resume:
+        try:
+            store.create(key, record.model_dump_json(indent=1).encode())
+        except ObjectExists:
+            raise RunExists(
+                f"run {record.name!r} exists in {store.uri(run_prefix(record.name))}; "
+                "choose another --run, or go on with it by --resume."
+            ) from None
+        return record
+    begun = read_run(store, record.name)
+    if (begun.config, begun.dataset) != (record.config, record.dataset):
+        changed = _differences(begun, record)
+        raise ConfigurationError(
+            f"run {record.name!r} was started differently: {changed}. Resume it with what it was started with, "
+            "or start another --run."
+        )
+    return begun
+
+
+def read_run(store: ObjectStore, name: str) -> RunRecord:
+    """Return a run's record.
+
+    Raises
+    ------
+    RunMissing
+    """
+    try:
+        data = store.get(run_prefix(name) + "run.json")
+    except ObjectMissing:
+        there = sorted(run_names(store))
+        raise RunMissing(
+            f"there is no run {name!r} in {store.uri(RUNS)}; there is: {', '.join(there[-10:]) or 'none yet'}."
+        ) from None
+    return RunRecord.model_validate_json(data)
+
+
+def run_names(store: ObjectStore) -> Iterator[str]:
+    """Yield the names of all runs."""
+    for entry in store.list(RUNS + "/"):
+        if entry.key.count("/") == 2 and entry.key.endswith("/run.json"):
+            yield entry.key.split("/")[1]
+
+
+def write_progress(store: ObjectStore, name: str, history: list[dict[str, Any]]) -> None:
+    """Replace the run's progress; small, and written by rank 0 alone."""
+    store.put(run_prefix(name) + "progress.json", json.dumps(history).encode())
+
+
+def read_progress(store: ObjectStore, name: str) -> list[dict[str, Any]]:
+    """Return the run's progress so far, one entry a report."""
+    try:
+        return json.loads(store.get(run_prefix(name) + "progress.json"))
+    except ObjectMissing:
+        return []
+
+
+def seal_folder(folder: Path, *, step: int, metrics: dict[str, float]) -> None:
+    """Write the seal of a checkpoint that lies complete in `folder`."""
+    files = {path.name: _digest(path.read_bytes()) for path in sorted(folder.iterdir()) if path.name != SEAL}
+    seal = CheckpointSeal(step=step, metrics=metrics, files=files)
+    (folder / SEAL).write_text(seal.model_dump_json(indent=1))
+
+
+def whole_checkpoints(store: ObjectStore, name: str) -> list[SealedCheckpoint]:
+    """Return the run's checkpoints whose files are all there, oldest first."""
+    entries = {entry.key for entry in store.list(run_prefix(name))}
+    whole = []
+    for key in sorted(entry for entry in entries if entry.endswith("/" + SEAL)):
+        folder = key.removesuffix(SEAL)
+        try:
+            seal = CheckpointSeal.model_validate_json(store.get(key))
+        except ValidationError:
+            continue  # A seal cut short by a crash is no seal: the checkpoint does not count.
+        if all(folder + file in entries for file in seal.files):
+            whole.append(SealedCheckpoint(key=folder, seal=seal))
+    return sorted(whole, key=lambda checkpoint: checkpoint.seal.step)
+
+
+def best_checkpoint(store: ObjectStore, name: str, metric: str = "validation_loss") -> SealedCheckpoint:
+    """Return the whole checkpoint with the lowest `metric`, the last one where none has it.
+
+    Raises
+    ------
+    RunMissing
+        If the run does not exist or has no whole checkpoint.
+    """
+    read_run(store, name)
+    checkpoints = whole_checkpoints(store, name)
+    if not checkpoints:
+        raise RunMissing(f"run {name!r} has no complete checkpoint yet; wait for its first, or look at its job's log.")
+    measured = [checkpoint for checkpoint in checkpoints if metric in checkpoint.seal.metrics]
+    return min(measured, key=lambda c: c.seal.metrics[metric]) if measured else checkpoints[-1]
+
+
+def fetch_checkpoint(store: ObjectStore, checkpoint: SealedCheckpoint, folder: Path) -> Path:
+    """Download a checkpoint into `folder`, each file checked against the seal.
+
+    Raises
+    ------
+    ModelCorrupt
+        If a file is not what the seal names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, digest in checkpoint.seal.files.items():
+        data = store.get(checkpoint.key + name)
+        if _digest(data) != digest:
+            raise ModelCorrupt(f"{store.uri(checkpoint.key + name)} is not what its checkpoint was sealed with.")
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def now() -> datetime:
+    """Return the time in UTC."""
+    return datetime.now(UTC)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _differences(begun: RunRecord, asked: RunRecord) -> str:
+    pairs = [("dataset", begun.dataset, asked.dataset)]
+    old, new = begun.config.model_dump(), asked.config.model_dump()
+    pairs += [(name, old[name], new.get(name)) for name in old]
+    return ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in pairs if was != now)
