@@ -1,0 +1,106 @@
+"""Bytes to `WireImage` and back, whatever the container."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refocus.errors import InputError, UnreadableImage, UnsupportedImage
+from refocus.wire.image import CONTAINERS, Container, ImageLimits, Provenance, WireImage
+from refocus.wire.raster import decode_jpeg, decode_png, encode_png
+from refocus.wire.tiff import decode_tiff, encode_tiff
+
+_SIGNATURES: tuple[tuple[bytes, Container], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+    (b"II+\0", "tiff"),
+    (b"MM\0+", "tiff"),
+)
+
+
+def sniff(body: bytes) -> Container:
+    """Return the container that the first bytes announce; what a sender calls it is not asked.
+
+    Raises
+    ------
+    UnreadableImage
+        If they announce none that is read here.
+    """
+    for signature, container in _SIGNATURES:
+        if body.startswith(signature):
+            return container
+    if not body:
+        raise UnreadableImage("The body is empty; expected a TIFF, PNG or JPEG image.")
+    raise UnreadableImage(
+        f"The body begins with {body[:8]!r}, which is no image that is read here; expected TIFF, PNG or JPEG."
+    )
+
+
+def decode(body: bytes, limits: ImageLimits | None = None) -> WireImage:
+    """Return the image that `body` holds.
+
+    Raises
+    ------
+    UnreadableImage
+        If the bytes are broken, truncated, or no image.
+    UnsupportedImage
+        If the image is sound but of a kind that is not restored.
+    ImageTooLarge
+        If it is over a limit; found from its headers, before memory is spent.
+    """
+    limits = limits or ImageLimits()
+    limits.check_body(len(body))
+    container = sniff(body)
+    decoder = {"tiff": decode_tiff, "png": decode_png, "jpeg": decode_jpeg}[container]
+    try:
+        return decoder(body, limits)
+    except InputError:
+        raise
+    except Exception as error:
+        raise UnreadableImage(
+            f"The {container.upper()} image cannot be decoded ({type(error).__name__}: {str(error)[:200]}). "
+            "Is the file complete?"
+        ) from error
+
+
+def encode(image: WireImage, container: Container | None = None, provenance: Provenance | None = None) -> bytes:
+    """Return `image` as bytes of `container`, by default the one it came in (PNG for a JPEG).
+
+    Raises
+    ------
+    UnsupportedImage
+        If the container cannot hold this image without loss: a float or many-page image in a PNG.
+    """
+    container = output_container(image, container)
+    return encode_png(image, provenance) if container == "png" else encode_tiff(image, provenance)
+
+
+def output_container(image: WireImage, wanted: Container | None = None) -> Container:
+    """Return the container an answer takes; JPEG loses detail and is never written."""
+    if wanted is None:
+        wanted = "png" if image.container == "jpeg" else image.container
+    if wanted not in CONTAINERS or wanted == "jpeg":
+        raise UnsupportedImage(f"{wanted!r} is not written; expected 'tiff' or 'png'.")
+    return wanted
+
+
+def from_array(pixels: npt.NDArray[Any], *, pixel_size_um: float | None = None) -> WireImage:
+    """Return an array as a `WireImage`.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, uint16 or float32
+        (Y, X), (Y, X, 3), (..., Y, X) or (..., Y, X, 3): a last axis of length 3 is colour.
+    pixel_size_um : float or None
+    """
+    pixels = np.asarray(pixels)
+    if pixels.ndim < 2:
+        raise UnsupportedImage(f"An array of shape {pixels.shape} is no image; expected at least rows and columns.")
+    kept = 3 if pixels.ndim >= 3 and pixels.shape[-1] == 3 else 2
+    shape: Sequence[int] = pixels.shape[-kept:]
+    return WireImage(np.ascontiguousarray(pixels).reshape(-1, *shape), pixel_size_um=pixel_size_um)

@@ -1,0 +1,37 @@
+"""Names of headers and media types, in one place for both ends of the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CORRELATION_ID = "X-Correlation-Id"
+MODEL = "X-Refocus-Model"
+MODEL_DIGEST = "X-Refocus-Model-Digest"
+OUT_OF_RANGE = "X-Refocus-Out-Of-Range"
+INTERVAL_SCALE = "X-Refocus-Uncertainty"
+RETRY_AFTER = "Retry-After"
+SERVER_TIMING = "Server-Timing"
+
+PROBLEM_JSON = "application/problem+json"
+
+
+def format_server_timing(stages_ms: Mapping[str, float]) -> str:
+    """Return a Server-Timing value.
+
+    Examples
+    --------
+    >>> format_server_timing({"decode": 1.25, "model": 30})
+    'decode;dur=1.250, model;dur=30.000'
+    """
+    return ", ".join(f"{name};dur={duration:.3f}" for name, duration in stages_ms.items())
+
+
+def parse_server_timing(value: str) -> dict[str, float]:
+    """Return stage to milliseconds; entries without a duration are left out."""
+    stages = {}
+    for entry in value.split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        for parameter in parameters:
+            if parameter.startswith("dur="):
+                stages[name] = float(parameter.removeprefix("dur="))
+    return stages

@@ -1,0 +1,64 @@
+"""Where an image says which model made it, without disturbing what it said before."""
+
+from __future__ import annotations
+
+import json
+import re
+from xml.sax.saxutils import escape, quoteattr
+
+from refocus.wire.image import Provenance
+
+_OME_2016 = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+_OURS = re.compile(r"\s*<(\w+:)?MapAnnotation ID=\"Annotation:Refocus\".*?</(\w+:)?MapAnnotation>", re.DOTALL)
+
+
+def described(description: str, provenance: Provenance | None) -> str:
+    """Return a TIFF description with the provenance added, in the language that it is written in.
+
+    OME-XML gets a map annotation, ImageJ's lines get lines, tifffile's JSON gets a key, free text a line.
+    """
+    if provenance is None:
+        return description
+    facts = provenance.items()
+    if re.search(r"<(\w+:)?OME\b", description):
+        return _in_ome_xml(description, facts)
+    if description.startswith("ImageJ="):
+        kept = [line for line in description.splitlines() if not line.startswith("refocus_")]
+        return "\n".join([*kept, *(f"refocus_{key}={_ascii(value)}" for key, value in facts.items())]) + "\n"
+    try:
+        shaped = json.loads(description)
+    except ValueError:
+        shaped = None
+    if isinstance(shaped, dict):
+        return json.dumps({**shaped, "refocus": facts})
+    line = "Refocus: " + "; ".join(f"{key}={value}" for key, value in facts.items())
+    return "\n".join([*(old for old in description.splitlines() if not old.startswith("Refocus: ")), line])
+
+
+def _ascii(value: str) -> str:
+    return value.encode("ascii", errors="replace").decode()
+
+
+def _in_ome_xml(xml: str, facts: dict[str, str]) -> str:
+    root = re.search(r"<(\w+:)?OME\b", xml)
+    assert root is not None
+    prefix = root[1] or ""
+    if _OME_2016 not in xml:
+        # Older schemas keep annotations elsewhere; a comment is valid in all of them.
+        text = "; ".join(f"{key}={value}" for key, value in facts.items()).replace("--", "-")
+        return re.sub(rf"</{prefix}OME>", lambda end: f"<!-- Refocus: {text} -->{end[0]}", xml, count=1)
+    xml = _OURS.sub("", xml)
+    values = "".join(f"<{prefix}M K={quoteattr(key)}>{escape(value)}</{prefix}M>" for key, value in facts.items())
+    annotation = (
+        f'<{prefix}MapAnnotation ID="Annotation:Refocus" Namespace="refocus">'
+        f"<{prefix}Value>{values}</{prefix}Value></{prefix}MapAnnotation>"
+    )
+    opening = f"<{prefix}StructuredAnnotations>"
+    if opening in xml:
+        return xml.replace(opening, opening + annotation, 1)
+    # The schema's order: images, then structured annotations, then regions of interest.
+    place = re.search(rf"<{prefix}ROI\b|</{prefix}OME>", xml)
+    if place is None:
+        return xml
+    block = f"{opening}{annotation}</{prefix}StructuredAnnotations>"
+    return xml[: place.start()] + block + xml[place.start() :]

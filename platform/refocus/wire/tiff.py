@@ -1,0 +1,184 @@
+"""TIFF in and out: pixels by tifffile, after `TiffHeader` has checked every claim; metadata carried through."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from refocus.errors import UnreadableImage, UnsupportedImage
+from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage
+from refocus.wire.provenance import described
+from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
+
+_KINDS = {(1, 8): "uint8", (1, 16): "uint16", (3, 32): "float32"}
+_GREY = (0, 1)
+_RGB = (2, 6)
+_RESOLUTION_TAGS = frozenset({282, 283, 296})
+_MAX_TAG_BYTES = 16 * 2**20
+
+
+def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
+    """Return the image of a TIFF or OME-TIFF body: every full-size page is a plane."""
+    header = TiffHeader(body, limits)
+    first = header.pages[0]
+    for page in header.pages:
+        _check_kind(page)
+        if (page.height_px, page.width_px, page.samples, page.bits) != (
+            first.height_px, first.width_px, first.samples, first.bits,
+        ):  # fmt: skip
+            raise UnsupportedImage(
+                f"Page {page.index} of the TIFF is {page.width_px} x {page.height_px} x {page.samples} and the first "
+                f"is {first.width_px} x {first.height_px} x {first.samples}; expected pages of one shape."
+            )
+    description = first.description.decode("utf-8", errors="replace")
+    promised = re.search(r"^images=(\d+)", description, re.MULTILINE) if description.startswith("ImageJ=") else None
+    if promised and int(promised[1]) > len(header.pages):
+        raise UnsupportedImage(
+            f"ImageJ's description promises {promised[1]} images and the TIFF has {len(header.pages)} pages; "
+            "save it as an ordinary TIFF stack."
+        )
+    planes, alpha = _read(body, header.pages)
+    if planes.dtype == np.float32 and not bool(np.isfinite(planes).all()):
+        raise UnsupportedImage("The image holds values that are NaN or infinite; replace them first.")
+    return WireImage(
+        planes,
+        container="tiff",
+        pixel_size_um=_pixel_size_um(first, description, header.byteorder),
+        alpha=alpha,
+        description=description,
+        tags=_bounded(first.tags),
+        options={
+            "byteorder": header.byteorder,
+            "bigtiff": header.is_big,
+            "compression": COMPRESSIONS[first.compression] or "zlib",
+            "predictor": first.predictor in (2, 3),
+            "photometric": first.photometric if first.photometric in _GREY else 1,
+            "extra_samples": first.extra_samples,
+        },
+    )
+
+
+def _check_kind(page: Directory) -> None:
+    if (page.sample_format, page.bits) not in _KINDS:
+        kind = {1: "unsigned", 2: "signed", 3: "float"}.get(page.sample_format, f"format {page.sample_format}")
+        raise UnsupportedImage(
+            f"Page {page.index} of the TIFF holds {page.bits}-bit {kind} samples; expected 8 or 16 bit unsigned, or "
+            "32 bit float. Convert it, keeping its intensity scale."
+        )
+    color = page.photometric in _RGB and page.samples in (3, 4)
+    grey = page.photometric in _GREY and page.samples in (1, 2)
+    if not (color or grey):
+        raise UnsupportedImage(
+            f"Page {page.index} of the TIFF has photometric interpretation {page.photometric} with {page.samples} "
+            "samples a pixel; expected grey or RGB. Send channels as pages, and colour maps as RGB."
+        )
+
+
+def _read(body: bytes, pages: tuple[Directory, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    first = pages[0]
+    shape = (first.height_px, first.width_px)
+    colors = 3 if first.samples >= 3 else 1
+    planes = np.empty((len(pages), *shape, colors), _KINDS[first.sample_format, first.bits])
+    alpha = np.empty((len(pages), *shape), planes.dtype) if first.samples > colors else None
+    # OME-XML may name other files: this reader is never to open one.
+    with tifffile.TiffFile(io.BytesIO(body), _multifile=False) as file:
+        for place, page in enumerate(pages):
+            pixels = np.asarray(file.pages[page.index].asarray(maxworkers=1))
+            if page.planar == 2 and page.samples > 1:
+                pixels = np.moveaxis(pixels.reshape(page.samples, *shape), 0, 2)
+            if pixels.size != first.height_px * first.width_px * first.samples:
+                raise UnreadableImage(f"Page {page.index} of the TIFF decodes to {pixels.shape}; it is damaged.")
+            pixels = pixels.reshape(*shape, first.samples)
+            planes[place] = pixels[:, :, :colors]
+            if alpha is not None:
+                alpha[place] = pixels[:, :, colors]
+    return (planes if colors == 3 else planes[..., 0]), alpha
+
+
+def _bounded(tags: tuple[Tag, ...]) -> tuple[Tag, ...]:
+    kept, spent = [], 0
+    for tag in tags:
+        spent += len(tag.value)
+        if spent <= _MAX_TAG_BYTES:
+            kept.append(tag)
+    return tuple(kept)
+
+
+def _pixel_size_um(page: Directory, description: str, byteorder: str) -> float | None:
+    ome = re.search(r'\bPhysicalSizeX="([0-9.eE+-]+)"', description) if "<OME" in description else None
+    unit = re.search(r'\bPhysicalSizeXUnit="([^"]*)"', description)
+    if ome:
+        factors = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+        factor = factors.get(unit[1]) if unit else 1.0
+        return _plausible_um(float(ome[1]) * factor) if factor else None
+    values = {tag.code: tag for tag in page.tags}
+    resolution = values.get(282)
+    if resolution is None or len(resolution.value) != 8:
+        return None
+    numerator, denominator = np.frombuffer(resolution.value, byteorder + "u4").tolist()
+    if not numerator or not denominator:
+        return None
+    spacing = denominator / numerator
+    if description.startswith("ImageJ="):
+        line = re.search(r"^unit=(.+)$", description, re.MULTILINE)
+        micron = line is not None and line[1].strip() in ("micron", "um", "µm", "\\u00B5m", "microns")
+        return _plausible_um(spacing) if micron else None
+    units = values.get(296)
+    code = int(np.frombuffer(units.value[:2], byteorder + "u2")[0]) if units and len(units.value) >= 2 else 2
+    return _plausible_um(spacing * {2: 25_400.0, 3: 10_000.0}[code]) if code in (2, 3) else None
+
+
+def _plausible_um(pixel_size_um: float) -> float | None:
+    # Screens' and printers' 72 to 600 dots an inch (42 to 350 um) are no scale of a specimen.
+    return pixel_size_um if 0.001 < pixel_size_um < 40 else None
+
+
+def encode_tiff(image: WireImage, provenance: Provenance | None) -> bytes:
+    """Return `image` as a TIFF written as it was read, provenance added to its description."""
+    options = image.options
+    byteorder = options.get("byteorder", "<")
+    compression = options.get("compression", "none")
+    planes = image.planes
+    extra: dict[str, Any] = {}
+    if image.alpha is not None:
+        color = planes if image.is_color else planes[..., None]
+        planes = np.concatenate([color, image.alpha[..., None]], axis=3)
+        extra = {"extrasamples": [int(kind) for kind in options.get("extra_samples", ())][:1] or [2]}
+    description = described(image.description, provenance)
+    sink = io.BytesIO()
+    with tifffile.TiffWriter(sink, bigtiff=bool(options.get("bigtiff")), byteorder=byteorder) as file:
+        file.write(
+            planes,
+            photometric="rgb" if image.is_color else int(options.get("photometric", 1)),
+            planarconfig="contig" if planes.ndim == 4 else None,
+            compression=None if compression == "none" else compression,
+            predictor=bool(options.get("predictor")) and compression != "none",
+            description=description.encode() or None,
+            metadata=None,
+            software=False,
+            extratags=[
+                (tag.code, tag.dtype, tag.count, tag.value, True)
+                for tag in image.tags
+                if tag.code not in _RESOLUTION_TAGS
+            ],
+            **_resolution(image, byteorder),
+            **extra,
+        )
+    return sink.getvalue()
+
+
+def _resolution(image: WireImage, byteorder: str) -> dict[str, Any]:
+    raw = {tag.code: tag.value for tag in image.tags if tag.code in _RESOLUTION_TAGS}
+    if len(raw.get(282, b"")) == len(raw.get(283, b"")) == 8:
+        x, y = (tuple(np.frombuffer(raw[code], byteorder + "u4").tolist()) for code in (282, 283))
+        unit = int(np.frombuffer(raw[296][:2], byteorder + "u2")[0]) if len(raw.get(296, b"")) >= 2 else 2
+        return {"resolution": (x, y), "resolutionunit": unit}
+    if image.pixel_size_um is None:
+        return {}
+    per_cm = 1e4 / image.pixel_size_um
+    return {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}

@@ -1,0 +1,60 @@
+"""Whatever arrives, a decoder answers with an image or with one of our errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from refocus.errors import InputError, UnreadableImage
+from refocus.wire.codec import decode
+from refocus.wire.image import ImageLimits, WireImage
+
+LIMITS = ImageLimits(max_body_bytes=10**6, max_pixels=10**5, max_pages=8, max_decoded_bytes=10**6)
+NAMES = ["tiff16", "tiff_rgb_deflate", "tiff_tiled_lzw", "tiff_jpeg", "tiff_zstd_big", "ome", "imagej", "png16",
+         "png_rgb", "jpeg"]  # fmt: skip
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def outcome(body: bytes) -> WireImage | None:
+    try:
+        return decode(body, LIMITS)
+    except InputError as error:
+        assert str(error)
+        return None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@FEW
+@given(data=st.data())
+def test_changed_bytes_give_an_image_or_an_input_error(name, sound_bodies, data):
+    body = bytearray(sound_bodies[name])
+    header_first = (
+        st.integers(0, 300) | st.integers(0, len(body) - 1) | st.integers(max(0, len(body) - 300), len(body) - 1)
+    )
+    for place in data.draw(st.lists(header_first, min_size=1, max_size=8)):
+        body[min(place, len(body) - 1)] = data.draw(st.integers(0, 255))
+    image = outcome(bytes(body))
+    assert image is None or image.planes.nbytes <= LIMITS.max_decoded_bytes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_truncation_is_called_unreadable(name, sound_bodies):
+    body = sound_bodies[name]
+    for length in np.unique(np.linspace(0, len(body) - 1, 60).astype(int)).tolist():
+        try:
+            image = decode(body[:length], LIMITS)
+        except UnreadableImage:
+            continue
+        # What is cut off may have been padding or metadata behind the pixels, never pixels.
+        np.testing.assert_array_equal(image.planes, decode(body, LIMITS).planes, err_msg=f"{name} at {length}")
+
+
+@FEW
+@given(
+    st.binary(max_size=2000),
+    st.sampled_from([b"", b"II*\0", b"MM\0*", b"II+\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"]),
+)
+def test_noise_behind_a_signature_is_refused(noise, signature):
+    outcome(signature + noise)
