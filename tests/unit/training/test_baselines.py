@@ -5,7 +5,7 @@ from refocus.model.metrics import psnr, ssim
 from refocus.training.baselines import BASELINES, RICHARDSON_LUCY, WIENER, best_settings
 from refocus.training.scenes import SceneSettings, SharpImage, scenes_of
 
-SETTINGS = SceneSettings(defocus_um=(0, 4), photons=(1000,))
+SETTINGS = SceneSettings(defocus_um=(1, 6), photons=(1000,))
 
 
 def scenes():
@@ -25,7 +25,7 @@ def test_each_depth_gets_the_setting_that_scores_best_there():
 
 def test_deeper_blur_asks_for_more_steps():
     best = best_settings(scenes(), [RICHARDSON_LUCY])
-    steps = [best.chosen["rl", "psnr", ("fluorescence", z, 1000.0)] for z in (0.0, 4.0)]
+    steps = [best.chosen["rl", "psnr", ("fluorescence", z, 1000.0)] for z in (1.0, 6.0)]
     assert steps[0] < steps[1]
 
 
@@ -33,7 +33,7 @@ def test_settings_are_written_down_in_words():
     best = best_settings(scenes()[:1], BASELINES)
     words = best.described()
     assert len(words) == 2 * len(BASELINES)
-    assert words["rl | psnr | fluorescence | 0 um | 1000"].isdigit()
+    assert words["rl | psnr | fluorescence | 1 um | 1000"].isdigit()
 
 
 def test_methods_with_the_true_psf_beat_the_input_far_from_focus():
