@@ -20,9 +20,10 @@ blurred and the network would learn to sharpen what is sharp. `plain_psf_share` 
 use it, since others simulate so and a network should not care.
 
 Validity: thin specimens (one plane, a tilted plane, or that plane with out-of-focus haze) in incoherent light. That is
-fluorescence as it is; brightfield is treated as incoherent imaging of the transmitted intensity, exact when the
-condenser's aperture fills the objective's and the stain absorbs without refracting. A smaller condenser aperture
-gives more depth of field and phase contrast (see :mod:`refocus.optics.brightfield`).
+fluorescence as it is. In brightfield the transmitted intensity is imaged with the weak-object transfer function of a
+condenser that fills `condenser_ratio` of the pupil (:mod:`refocus.optics.brightfield`): incoherent imaging at ratio 1,
+more depth of field below. The bound above holds for it too. Refraction is left out. Its radius r, and the
+`blur_radius_px` returned, are those of the light that is used: the condenser's aperture where that is the smaller one.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from torch import Tensor
 
 from refocus.errors import ConfigurationError, InputError
 from refocus.optics.camera import shot_noise
+from refocus.optics.formation import mirrored
 from refocus.optics.psf import fast_fft_length
-from refocus.optics.transfer import RoundTransfer, interpolate
+from refocus.optics.transfer import RoundTransfer, interpolate, source_disc
 from refocus.zstack import Modality
 
 _EPSILON = 0.03
@@ -68,6 +70,8 @@ class OpticsRange(BaseModel):
     refractive_index : float
     rgb_wavelengths_um : (red, green, blue)
         What brightfield colour samples see.
+    condenser_ratio : (low, high)
+        Brightfield: the condenser's aperture relative to the objective's.
     blur_radius_px : (low, high)
         Geometric radius of the defocus. The default reaches 10 um at NA 0.75 and 0.325 um pixels.
     in_focus_share, near_focus_share : float
@@ -107,6 +111,7 @@ class OpticsRange(BaseModel):
     pixels_per_resolution: Interval = (0.16, 0.8)
     refractive_index: Annotated[float, Field(gt=0)] = 1.0
     rgb_wavelengths_um: tuple[float, float, float] = (0.61, 0.54, 0.46)
+    condenser_ratio: Interval = (0.5, 1.0)
     blur_radius_px: Interval = (0.0, 35.0)
     in_focus_share: Share = 0.15
     near_focus_share: Share = 0.20
@@ -144,6 +149,8 @@ class OpticsRange(BaseModel):
         shares = self.in_focus_share + self.near_focus_share + self.out_of_range_share
         if shares > 1.0:
             raise ValueError(f"in_focus_share, near_focus_share and out_of_range_share add to {shares}; at most 1.")
+        if not 0.1 <= self.condenser_ratio[0] <= self.condenser_ratio[1] <= 1.0:
+            raise ValueError(f"condenser_ratio is {self.condenser_ratio}; expected a range within 0.1 and 1.")
         if self.blur_radius_px[1] <= 0:
             raise ValueError("blur_radius_px ends at 0; expected room for some defocus.")
         if not self.bit_depths or not all(1 <= bits <= 16 for bits in self.bit_depths):
@@ -238,8 +245,10 @@ class RandomDefocus:
         self.margin_px = math.ceil(1.15 * optics.largest_blur_px) + 4
         self.input_px = fast_fft_length(crop_px + 2 * self.margin_px)
 
-        largest_q = optics.pixels_per_resolution[1]
-        self._transfer = RoundTransfer.reaching(2.0 * math.pi * largest_q * optics.largest_blur_px, device=self.device)
+        largest = 2.0 * math.pi * optics.pixels_per_resolution[1] * optics.largest_blur_px
+        # The sine condition keeps tan over sin within 3.3 of 1 up to NA 0.95: the unused rim of the pupil is steeper.
+        steepest = _steepest(optics) if modality == "brightfield" else 1.0
+        self._transfer = RoundTransfer.reaching(largest, steepest_pupil=largest * steepest, device=self.device)
         # Profiles run over cycles per pixel up to the corner of the spectrum, fine enough for the largest disc's
         # rings (16 samples a period), and are read at each frequency of the padded crop by linear interpolation.
         samples = 64 * math.ceil(16.0 * optics.largest_blur_px * math.sqrt(0.5) / 64) + 65
@@ -315,7 +324,8 @@ class RandomDefocus:
     def _padded(self, sharp: Tensor) -> Tensor:
         """Centre `sharp` on the transform's square: cropped where larger, mirrored where smaller."""
         for axis in (-2, -1):
-            sharp = sharp.index_select(axis, _mirrored(sharp.shape[axis], self.input_px, self.device))
+            before = (self.input_px - sharp.shape[axis]) // 2
+            sharp = sharp.index_select(axis, mirrored(sharp.shape[axis], self.input_px, before, self.device))
         return sharp.clamp_min(0.0)
 
     def _vignette(self, plan: _Plan) -> Tensor:
@@ -385,7 +395,7 @@ class RandomDefocus:
         wavelength = plan.wavelength_um[index]
         n = self.optics.refractive_index
         sine = na / n
-        z_um = blur_px[:, None] * pixel * (1.0 - sine**2).sqrt() / sine
+        z_um = blur_px[:, None] / plan.px_per_um[index, None]
         squared = self._transfer.pupil_rho_squared
         cosine = (1.0 - squared * sine**2).sqrt()
         spherical = plan.spherical_waves[index, None] * (math.sqrt(5.0) * (6.0 * squared**2 - 6.0 * squared + 1.0))
@@ -393,8 +403,14 @@ class RandomDefocus:
         per_um = (n * (cosine - 1.0))[:, None] / wavelength[..., None]
         waves = (z_um[:, None] * per_um + spherical[:, None]).flatten(0, 1)
         reference = spherical[:, None].expand(-1, channels, -1).flatten(0, 1)
-        table = self._transfer(torch.ones_like(waves), waves)
-        in_focus = self._transfer(torch.ones_like(waves), reference)
+        even = torch.ones_like(waves)
+        if self.modality == "brightfield":
+            ratio = plan.condenser_ratio[index].repeat_interleave(channels)
+            source = source_disc(squared, ratio)
+            table = self._transfer(even, waves, source).real
+            in_focus = self._transfer(even, reference, source).real
+        else:
+            table, in_focus = self._transfer(even, waves), self._transfer(even, reference)
 
         q = ((na * pixel) / wavelength).flatten()[:, None]
         position = self._cycles_per_px / q / self._transfer.frequency_step
@@ -441,7 +457,7 @@ class RandomDefocus:
             image=recorded,
             in_focus=(in_focus + offset).minimum(full),
             blur_radius_px=plan.blur_px.abs(),
-            defocus_um=plan.defocus_um(self.optics.refractive_index),
+            defocus_um=plan.blur_px / plan.px_per_um,
             numerical_aperture=plan.numerical_aperture,
             pixel_size_um=plan.pixel_size_um,
             photons_at_peak=plan.photons_at_peak,
@@ -459,6 +475,8 @@ class _Plan:
     wavelength_um: Tensor  # [B, C]
     pixel_size_um: Tensor
     spherical_waves: Tensor
+    condenser_ratio: Tensor
+    px_per_um: Tensor  # blur radius a micrometre of defocus
     blur_px: Tensor
     plain_psf: Tensor
     tilt: Tensor
@@ -477,10 +495,6 @@ class _Plan:
 
     def to(self, device: torch.device) -> _Plan:
         return _Plan(*(getattr(self, name).to(device) for name in self.__slots__))
-
-    def defocus_um(self, refractive_index: float) -> Tensor:
-        sine = self.numerical_aperture / refractive_index
-        return self.blur_px * self.pixel_size_um * (1.0 - sine**2).sqrt() / sine
 
     @classmethod
     def draw(
@@ -512,7 +526,9 @@ class _Plan:
             na = na.clamp(max=0.98 * optics.refractive_index)
 
         # Signed blur: a sharp peak at focus, a near-focus part in depths of field, the rest uniform in pixels.
-        sine = na / optics.refractive_index
+        brightfield = modality == "brightfield"
+        condenser = between(29, optics.condenser_ratio) if brightfield else torch.ones_like(na)
+        sine = condenser * na / optics.refractive_index
         px_per_um = sine / (1.0 - sine**2).sqrt() / pixel
         depth_px = optics.refractive_index * wavelength.mean(1) / na**2 * px_per_um
         reach = optics.blur_radius_px[1]
@@ -541,6 +557,8 @@ class _Plan:
             wavelength_um=wavelength,
             pixel_size_um=pixel,
             spherical_waves=optics.spherical_waves * spherical,
+            condenser_ratio=condenser,
+            px_per_um=px_per_um,
             blur_px=blur,
             plain_psf=(uniform[:, 28] < optics.plain_psf_share) & (blur.abs() > depth_px),
             tilt=tilt,
@@ -551,7 +569,7 @@ class _Plan:
             vignette=chosen(16, optics.vignetting_share, between(17, optics.vignetting)),
             vignette_centre=uniform[:, 25:27] - 0.5,
             photons_at_peak=photons_low * (photons_high / photons_low) ** uniform[:, 20],
-            background=background if modality == "fluorescence" else torch.zeros_like(background),
+            background=torch.zeros_like(background) if brightfield else background,
             read_noise_electrons=between(21, optics.read_noise_electrons),
             offset=between(22, optics.offset),
             full_scale=torch.where(saturated, between(24, optics.saturation), 1.0 + 3.0 * uniform[:, 24]),
@@ -559,12 +577,8 @@ class _Plan:
         )
 
 
-def _mirrored(size: int, wanted: int, device: torch.device) -> Tensor:
-    """Indices that centre `size` samples in `wanted`: cropped where fewer are wanted, else mirrored at the ends."""
-    start = (wanted - size) // 2 if wanted >= size else -((size - wanted) // 2)
-    place = torch.arange(wanted, device=device) - start
-    if size == 1:
-        return torch.zeros_like(place)
-    period = 2 * (size - 1)
-    place = place % period
-    return torch.where(place < size, place, period - place)
+def _steepest(optics: OpticsRange) -> float:
+    """How much wider the whole pupil would blur than the narrowest condenser's part of it."""
+    rim = optics.numerical_aperture[1] / optics.refractive_index
+    lit = optics.condenser_ratio[0] * rim
+    return (rim / math.sqrt(1.0 - rim**2)) / (lit / math.sqrt(1.0 - lit**2))

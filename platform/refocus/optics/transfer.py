@@ -28,12 +28,18 @@ class RoundTransfer:
     frequency_step: float
 
     @classmethod
-    def reaching(cls, largest_blur: float, *, device: torch.device | str | None = None) -> RoundTransfer:
-        """Tabulate for geometric radii up to `largest_blur`, in optical units ``2 pi NA r / wavelength``."""
+    def reaching(
+        cls, largest_blur: float, *, steepest_pupil: float | None = None, device: torch.device | str | None = None
+    ) -> RoundTransfer:
+        """Tabulate for geometric radii up to `largest_blur`, in optical units ``2 pi NA r / wavelength``.
+
+        `steepest_pupil` is the radius that the pupil's own edge would have; it is larger where a condenser narrower
+        than the objective lights only the pupil's centre.
+        """
         reach = 1.2 * largest_blur + 60.0
         step = 0.5
         # Gauss-Legendre needs somewhat more than half a node a radian of phase between centre and edge.
-        nodes = 64 + 16 * math.ceil(0.6 * (reach + largest_blur) / 16)
+        nodes = 64 + 16 * math.ceil(0.6 * (reach + max(largest_blur, steepest_pupil or 0.0)) / 16)
         squared, weights = _gauss_legendre(nodes)
         optical = torch.arange(0.0, reach, step, dtype=torch.float64)
         field = torch.special.bessel_j0(optical[:, None] * squared.sqrt()) * (0.5 * weights)
@@ -54,29 +60,42 @@ class RoundTransfer:
             frequency_step=2.0 / (samples - 1),
         )
 
-    def __call__(self, amplitude: Tensor, waves: Tensor) -> Tensor:
+    def __call__(self, amplitude: Tensor, waves: Tensor, source: Tensor | None = None) -> Tensor:
         """Transfer functions of pupils sampled at ``sqrt(pupil_rho_squared)``.
 
         Parameters
         ----------
         amplitude, waves : Tensor, shape [M, nodes]
             Modulus, and phase in waves.
+        source : Tensor, shape [M, nodes], optional
+            Intensity that the condenser sends through each pupil point. Without it light is incoherent.
 
         Returns
         -------
         Tensor, shape [M, samples]
-            Real, 1 at frequency 0, over ``s = frequency wavelength / NA`` from 0 to 2 in steps of `frequency_step`.
+            1 at frequency 0, over ``s = frequency wavelength / NA`` from 0 to 2 in steps of `frequency_step`. Real
+            for incoherent light. With a source complex: the transmission cross-coefficient ``C(s, 0)``, the
+            correlation of source times pupil with the pupil; see :mod:`refocus.optics.brightfield`.
         """
         # Autocast would round phases of hundreds of radians to eight bits.
         with torch.autocast(amplitude.device.type, enabled=False):
             phase = (2.0 * math.pi) * waves
-            real = (amplitude * torch.cos(phase)) @ self.field_from_pupil.T
-            imaginary = (amplitude * torch.sin(phase)) @ self.field_from_pupil.T
-            transfer = (real * real + imaginary * imaginary) @ self.transfer_from_intensity.T
+            cosine, sine = amplitude * torch.cos(phase), amplitude * torch.sin(phase)
+            real, imaginary = cosine @ self.field_from_pupil.T, sine @ self.field_from_pupil.T
             # Parseval: all light that passes the pupil, with what lies beyond the table.
-            transfer = transfer / ((amplitude * amplitude) @ self.pupil_weight)[:, None]
-        transfer[:, 0] = 1.0
-        return transfer
+            light = amplitude * amplitude
+            if source is None:
+                product = real * real + imaginary * imaginary
+                total = light @ self.pupil_weight
+                transfer = (product @ self.transfer_from_intensity.T) / total[:, None]
+            else:
+                lit_real = (source * cosine) @ self.field_from_pupil.T
+                lit_imaginary = (source * sine) @ self.field_from_pupil.T
+                total = (source * light) @ self.pupil_weight
+                kept = (lit_real * real + lit_imaginary * imaginary) @ self.transfer_from_intensity.T
+                turned = (lit_real * imaginary - lit_imaginary * real) @ self.transfer_from_intensity.T
+                transfer = torch.complex(kept, turned) / total[:, None]
+        return torch.cat([torch.ones_like(transfer[:, :1]), transfer[:, 1:]], dim=1)
 
 
 def _gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
@@ -86,6 +105,19 @@ def _gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
     matrix = torch.diag(off, 1) + torch.diag(off, -1)
     positions, vectors = torch.linalg.eigh(matrix)
     return (positions + 1.0) / 2.0, vectors[0] ** 2
+
+
+def source_disc(rho_squared: Tensor, ratio: Tensor) -> Tensor:
+    """A condenser's aperture over the pupil, shape [M, N]: 1 within `ratio` [M] of its radius, with a soft rim.
+
+    The rim is as wide as real condenser diaphragms are out of focus in the pupil, and lets quadrature converge. At
+    ratio 1 the source fills the pupil evenly.
+    """
+    rim = 0.06
+    rho = rho_squared.sqrt()
+    inside = ((ratio[:, None] - rho) / rim + 0.5).clamp(0.0, 1.0)
+    smooth = inside * inside * (3.0 - 2.0 * inside)
+    return torch.where(ratio[:, None] >= 1.0, torch.ones_like(smooth), smooth)
 
 
 def interpolate(table: Tensor, position: Tensor) -> Tensor:
