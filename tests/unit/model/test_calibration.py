@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from refocus.errors import InputError
+from refocus.model.calibration import (
+    LAPLACE_FACTOR_90,
+    Calibration,
+    CalibrationSample,
+    coverage,
+    fit_calibration,
+)
+
+
+def sample(specimen, seed, *, wrong_by=lambda blur: 1.0, pixels=4000):
+    """Laplace errors whose true scale is the predicted one times `wrong_by`."""
+    rng = np.random.default_rng(seed)
+    blur = rng.uniform(0, 35, pixels)
+    scale = rng.uniform(0.5, 2.0, pixels)
+    return CalibrationSample(specimen, np.abs(rng.laplace(0, scale * wrong_by(blur))), scale, blur)
+
+
+def test_an_honest_scale_is_taken_at_its_word():
+    found = fit_calibration(sample(f"s{i}", i) for i in range(20))
+    # A band of 10 000 pixels knows its 90% quantile to 0.03 / (0.1 ln 10) = 1.3%: 4 of them.
+    np.testing.assert_allclose(found.factor, LAPLACE_FACTOR_90, rtol=0.055)
+    assert Calibration().factor == (LAPLACE_FACTOR_90,)
+    assert found.fitted
+    assert not Calibration().fitted
+
+
+def test_intervals_cover_nine_tenths_in_every_band_of_new_specimens():
+    overconfident = {"wrong_by": lambda blur: 0.5 + 0.2 * blur}
+    found = fit_calibration((sample(f"s{i}", i, **overconfident) for i in range(30)), bands=12)
+    new = sample("new", 99, pixels=40_000, **overconfident)
+    half = found.half_width(new.scale, new.blur_radius_px)
+    for low in range(0, 35, 5):
+        band = (new.blur_radius_px >= low) & (new.blur_radius_px < low + 5)
+        # The factor is linear between band centres and constant within the outermost halves: 2 points are allowed.
+        assert coverage(new.error[band], half[band]) == pytest.approx(0.9, abs=0.02)
+
+
+def test_specimens_weigh_alike_however_many_pixels_they_have():
+    rng = np.random.default_rng(0)
+    few = [CalibrationSample(f"s{i}", rng.uniform(0, 1, 500), np.ones(500), np.zeros(500)) for i in range(9)]
+    huge = CalibrationSample("huge", np.full(100_000, 100.0), np.ones(100_000), np.zeros(100_000))
+    # The huge specimen holds a tenth of the weight, so the 85% quantile still lies among the others.
+    assert fit_calibration([*few, huge], level=0.85).factor[0] < 1.0
+
+
+def test_factor_is_linear_between_bands_and_constant_beyond():
+    calibration = Calibration(blur_radius_px=(2, 10), factor=(2, 4), specimens=9, pixels=9)
+    assert [calibration.factor_at(b) for b in (0, 2, 6, 10, 50)] == [2, 2, 3, 4, 4]
+    half = calibration.half_width(np.ones((2, 3)), np.array([[0.0], [6.0]]))
+    np.testing.assert_allclose(half, [[2, 2, 2], [3, 3, 3]])
+
+
+def test_one_predicted_blur_makes_one_band():
+    found = fit_calibration(
+        CalibrationSample(f"s{i}", np.linspace(0, 1, 1001), np.ones(1001), np.full(1001, 5.0)) for i in range(6)
+    )
+    assert found.blur_radius_px == (5.0,)
+    assert found.factor[0] == pytest.approx(0.9, abs=0.002)
+
+
+def test_calibration_survives_json():
+    found = fit_calibration(sample(f"s{i}", i) for i in range(6))
+    assert Calibration.model_validate_json(found.model_dump_json()) == found
+
+
+def test_what_cannot_promise_anything_is_refused():
+    with pytest.raises(InputError, match="at least 5"):
+        fit_calibration(sample(f"s{i}", i) for i in range(4))
+    bad = CalibrationSample("s0", np.array([np.nan]), np.ones(1), np.zeros(1))
+    with pytest.raises(InputError, match="NaN"):
+        fit_calibration([bad, *(sample(f"s{i}", i) for i in range(6))])
+    with pytest.raises(ValidationError, match="increasing"):
+        Calibration(blur_radius_px=(2, 1), factor=(1, 1))
+    with pytest.raises(ValidationError, match="one a band"):
+        Calibration(blur_radius_px=(1, 2), factor=(1,))
