@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from refocus.errors import InputError, UnreadableImage, UnsupportedImage
 from refocus.wire.image import CONTAINERS, Container, ImageLimits, Provenance, WireImage
-from refocus.wire.raster import decode_jpeg, decode_png, encode_png
+from refocus.wire.jpeg import decode_jpeg
+from refocus.wire.png import decode_png, encode_png
 from refocus.wire.tiff import decode_tiff, encode_tiff
 
 _SIGNATURES: tuple[tuple[bytes, Container], ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import Any
 
@@ -42,7 +43,7 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             f"ImageJ's description promises {promised[1]} images and the TIFF has {len(header.pages)} pages; "
             "save it as an ordinary TIFF stack."
         )
-    planes, alpha = _read(body, header.pages)
+    planes, alpha = _read(body, header)
     if planes.dtype == np.float32 and not bool(np.isfinite(planes).all()):
         raise UnsupportedImage("The image holds values that are NaN or infinite; replace them first.")
     return WireImage(
@@ -79,25 +80,36 @@ def _check_kind(page: Directory) -> None:
         )
 
 
-def _read(body: bytes, pages: tuple[Directory, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
-    first = pages[0]
-    shape = (first.height_px, first.width_px)
+def _read(body: bytes, header: TiffHeader) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    first = header.pages[0]
     colors = 3 if first.samples >= 3 else 1
-    planes = np.empty((len(pages), *shape, colors), _KINDS[first.sample_format, first.bits])
-    alpha = np.empty((len(pages), *shape), planes.dtype) if first.samples > colors else None
-    # OME-XML may name other files: this reader is never to open one.
-    with tifffile.TiffFile(io.BytesIO(body), _multifile=False) as file:
-        for place, page in enumerate(pages):
-            pixels = np.asarray(file.pages[page.index].asarray(maxworkers=1))
-            if page.planar == 2 and page.samples > 1:
-                pixels = np.moveaxis(pixels.reshape(page.samples, *shape), 0, 2)
-            if pixels.size != first.height_px * first.width_px * first.samples:
-                raise UnreadableImage(f"Page {page.index} of the TIFF decodes to {pixels.shape}; it is damaged.")
-            pixels = pixels.reshape(*shape, first.samples)
-            planes[place] = pixels[:, :, :colors]
-            if alpha is not None:
-                alpha[place] = pixels[:, :, colors]
-    return (planes if colors == 3 else planes[..., 0]), alpha
+    if all(page.starts_at is not None for page in header.pages):
+        pages = [_raw(body, page, header.byteorder) for page in header.pages]
+    else:
+        # OME-XML may name other files: this reader is never to open one.
+        with tifffile.TiffFile(io.BytesIO(body), _multifile=False) as file:
+            pages = [_decoded(file, page) for page in header.pages]
+    stack = pages[0][None] if len(pages) == 1 else np.stack(pages)
+    alpha = np.ascontiguousarray(stack[..., colors]) if first.samples > colors else None
+    return np.ascontiguousarray(stack[..., :3] if colors == 3 else stack[..., 0]), alpha
+
+
+def _raw(body: bytes, page: Directory, byteorder: str) -> npt.NDArray[Any]:
+    shape = (page.height_px, page.width_px, page.samples)
+    kind = np.dtype(_KINDS[page.sample_format, page.bits])
+    assert page.starts_at is not None
+    stored = np.frombuffer(body, kind.newbyteorder(byteorder), math.prod(shape), page.starts_at)  # type: ignore[arg-type]
+    return stored.astype(kind, copy=False).reshape(shape)
+
+
+def _decoded(file: tifffile.TiffFile, page: Directory) -> npt.NDArray[Any]:
+    shape = (page.height_px, page.width_px, page.samples)
+    pixels = np.asarray(file.pages[page.index].asarray(maxworkers=1))
+    if pixels.size != math.prod(shape) or pixels.dtype != _KINDS[page.sample_format, page.bits]:
+        raise UnreadableImage(f"Page {page.index} of the TIFF decodes to {pixels.shape}; it is damaged.")
+    if page.planar == 2 and page.samples > 1:
+        return np.moveaxis(pixels.reshape(page.samples, *shape[:2]), 0, 2)
+    return pixels.reshape(shape)
 
 
 def _bounded(tags: tuple[Tag, ...]) -> tuple[Tag, ...]:

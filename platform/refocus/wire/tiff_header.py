@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refocus.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from refocus.wire.image import ImageLimits, Tag
-from refocus.wire.raster import jpeg_size
+from refocus.wire.jpeg import jpeg_size
 
 #: Compressions that are decoded, to the name that writes them back (None: written with deflate).
 COMPRESSIONS: dict[int, str | None] = {
@@ -52,6 +52,8 @@ class Directory:
     is_page : bool
         False for thumbnails and masks, which lie in the same chain.
     description : bytes
+    starts_at : int or None
+        Where the pixels begin, if they lie in one piece, uncompressed.
     tags : tuple of Tag
         What is no structure, as raw bytes in the file's byte order.
     """
@@ -70,6 +72,7 @@ class Directory:
     is_page: bool
     description: bytes
     tags: tuple[Tag, ...]
+    starts_at: int | None = None
 
     @property
     def decoded_bytes(self) -> int:
@@ -236,9 +239,10 @@ class TiffHeader:
                 f"Page {index} of the TIFF is compressed by method {directory.compression}; expected none, LZW, "
                 "deflate, PackBits, LZMA, Zstandard or JPEG."
             )
-        return directory, self._check_segments(directory, entries)
+        segments, starts_at = self._check_segments(directory, entries)
+        return replace(directory, starts_at=starts_at), segments
 
-    def _check_segments(self, page: Directory, entries: dict[int, _Entry]) -> int:
+    def _check_segments(self, page: Directory, entries: dict[int, _Entry]) -> tuple[int, int | None]:
         def number(code: int, default: int) -> int:
             return int(self._integers(entries.get(code), (default,))[0])
 
@@ -280,4 +284,7 @@ class TiffHeader:
                         f"Page {page.index} of the TIFF holds a JPEG of {wide} x {tall} pixels in a place of "
                         f"{columns} x {rows}."
                     )
-        return expected
+        if page.compression == 1 and not tiled and page.planar == 1 and page.predictor == 1:
+            follows = bool((offsets[1:] == end[:-1]).all()) and int(end[-1] - offsets[0]) >= page.decoded_bytes
+            return expected, int(offsets[0]) if follows else None
+        return expected, None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import sys
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,8 +24,7 @@ FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 def outcome(body: bytes) -> WireImage | None:
     try:
         return decode(body, LIMITS)
-    except InputError as error:
-        assert str(error)
+    except InputError:
         return None
 
 
@@ -58,3 +61,35 @@ def test_every_truncation_is_called_unreadable(name, sound_bodies):
 )
 def test_noise_behind_a_signature_is_refused(noise, signature):
     outcome(signature + noise)
+
+
+def test_broken_pngs_do_not_wear_out_the_interpreter(sound_bodies):
+    # Each error inside libpng costs imagecodecs one reference to None; a server would end after some ten thousand.
+    body = sound_bodies["png16"]
+    generator = np.random.default_rng(3)
+    before = sys.getrefcount(None)
+    for _ in range(2000):
+        broken = bytearray(body)
+        broken[int(generator.integers(8, len(body)))] ^= 1 << int(generator.integers(8))
+        outcome(bytes(broken))
+    # Pythons from 3.12 on do not count references to None: the difference is 0 there.
+    assert sys.getrefcount(None) - before > -50
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_palettes_and_interlacing_are_read(interlaced):
+    generator = np.random.default_rng(4)
+    indices = generator.integers(0, 16, (21, 13), dtype=np.uint8)
+    palette = generator.integers(0, 256, (16, 3), dtype=np.uint8)
+    # Adam7's seven grids, PNG specification section 8.2; every row with filter 0.
+    adam7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    grids = [indices[y::dy, x::dx] for x, y, dx, dy in adam7] if interlaced else [indices]
+    rows = b"".join(b"\0" + row.tobytes() for grid in grids if grid.size for row in grid)
+    header = struct.pack(">IIBBBBB", 13, 21, 8, 3, 0, 0, int(interlaced))
+    body = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"PLTE", palette.tobytes())
+    body += png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    np.testing.assert_array_equal(decode(body).planes[0], palette[indices])

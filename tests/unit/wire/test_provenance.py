@@ -19,7 +19,8 @@ OME = {"o": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
 def test_ome_metadata_come_back_with_one_annotation_more(grey16):
     body = tiff_bytes(
         np.stack([grey16, grey16]), ome=True,
-        metadata={"axes": "CYX", "PhysicalSizeX": 0.325, "PhysicalSizeXUnit": "µm", "Channel": {"Name": ["DAPI", "TuJ1"]}},
+        metadata={"axes": "CYX", "PhysicalSizeX": 0.325, "PhysicalSizeXUnit": "µm",
+                  "Channel": {"Name": ["DAPI", "TuJ1"]}},
     )  # fmt: skip
     image = decode(body)
     assert image.pixel_size_um == 0.325
