@@ -121,9 +121,7 @@ class BatchAssembler:
         pixels = cut(tile.pixels)
         return pixels, pixels if tile.target is None else cut(tile.target)
 
-    def _with_channels(
-        self, window: npt.NDArray[np.float32], channel: int, tile: Tile
-    ) -> npt.NDArray[np.float32]:
+    def _with_channels(self, window: npt.NDArray[np.float32], channel: int, tile: Tile) -> npt.NDArray[np.float32]:
         have = window.shape[0]
         if have == self.channels:
             return window

@@ -45,9 +45,7 @@ class Extraction:
         return self.tiles
 
 
-def extract_source(
-    store: ObjectStore, source: SourceObject, answers: Answers, settings: IngestSettings
-) -> Extraction:
+def extract_source(store: ObjectStore, source: SourceObject, answers: Answers, settings: IngestSettings) -> Extraction:
     """Open one object and return its tiles.
 
     What spoils the whole source (unreadable, no structure of planes, nothing in focus) is found before the first
@@ -165,7 +163,7 @@ class _Reader:
         said: Acquisition = self.image.acquisition
         structure = _structure(_grey(plane if target is None else target), constants)
         from_focus = None if z is None or focus is None else z - focus.position
-        for window in tile_windows(*plane.shape[:2], self.settings.tile_px):
+        for window in tile_windows(plane.shape[0], plane.shape[1], self.settings.tile_px):
             if structure[window.slices].std() < _BACKGROUND_STRUCTURE and not self._keeps(name, window):
                 self.dropped += 1
                 continue

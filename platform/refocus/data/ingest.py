@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from refocus.data.dataset import MANIFEST, PLAN, DatasetVersion, read_manifest, version_prefix
 from refocus.data.extract import extract_source
@@ -156,7 +157,8 @@ def run_units(store: ObjectStore, prefix: str, plan: IngestPlan, *, progress: Pr
         return [done[unit.name] for unit in plan.units]
     items = [{"unit": unit.model_dump_json()} for unit in waiting]
     shared = {"settings": store.settings, "prefix": prefix, "plan": plan.model_copy(update={"units": ()})}
-    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(_ingest_row, fn_kwargs=shared)
+    task: Any = _ingest_row
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(task, fn_kwargs=shared)
     for row in rows.iter_rows():
         receipt = Receipt.model_validate_json(row["receipt"])
         done[receipt.unit] = receipt
@@ -193,7 +195,7 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
     return DatasetVersion(store, manifest)
 
 
-def _ingest_row(row: dict[str, str], *, settings: StoreSettings, prefix: str, plan: IngestPlan) -> dict[str, str]:
+def _ingest_row(row: dict[str, Any], *, settings: StoreSettings, prefix: str, plan: IngestPlan) -> dict[str, Any]:
     unit = WorkUnit.model_validate_json(row["unit"])
     return {"receipt": ingest_unit(ObjectStore(settings), prefix, plan, unit).model_dump_json()}
 

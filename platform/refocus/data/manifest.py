@@ -53,7 +53,7 @@ class IngestSettings(_Record):
     tile_px: int = Field(default=384, ge=32, le=2048)
     minimum_planes: int = Field(default=3, ge=2)
     background_share: float = Field(default=0.1, ge=0, le=1)
-    maximum_drift_px: float = Field(default=1.0, gt=0)
+    maximum_drift_px: float = Field(default=2.0, gt=0)
     focus_measure: str | None = None
     unit_bytes: int = Field(default=8 * 2**20, ge=1)
 
