@@ -1,1 +1,1 @@
-"""Model versions on the object store, the aliases that name them, and the gate before them."""
+"""Model versions that never change, aliases that move one at a time, and the gate between them."""

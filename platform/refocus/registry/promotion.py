@@ -1,0 +1,161 @@
+"""From a trained package to champion, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refocus.errors import ConfigurationError, ModelMissing, ModelUnfit, PromotionRefused
+from refocus.model.checkpoint import ModelPackage
+from refocus.model.evaluation import EvaluationReport
+from refocus.model.golden import TOLERANCE, golden_output, largest_difference
+from refocus.registry.catalog import Catalog
+from refocus.registry.gates import GatePolicy, decide
+from refocus.registry.records import Alias, AliasName, Decision, Failure, VersionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What came of promoting."""
+
+    version: VersionRecord
+    decision: Decision
+    alias: Alias
+
+
+def promote(
+    catalog: Catalog,
+    package: ModelPackage,
+    *,
+    why: str,
+    model: str | None = None,
+    policy: GatePolicy | None = None,
+    champion_report: EvaluationReport | None = None,
+    alias: AliasName = "champion",
+    force: bool = False,
+    who: str | None = None,
+) -> Promotion:
+    """Publish `package`, ask the gate, and move the alias.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    package : ModelPackage
+        With its evaluation.
+    why : str
+        For the record; needed.
+    model : str, optional
+        The package's own name where not given.
+    policy : GatePolicy, optional
+    champion_report : EvaluationReport, optional
+        Of the present champion on the candidate's images; the one it was published with where not given.
+    alias : {'champion', 'challenger'}
+        A challenger is judged against the champion too, and moves whatever the gate says: that is its use.
+    force : bool
+        Move although the gate refuses; written down with `why`.
+    who : str, optional
+
+    Raises
+    ------
+    PromotionRefused
+        With every condition that failed. The version stays published.
+    AliasMoved
+        If another promotion won the race.
+    ConfigurationError
+        If `why` says nothing.
+    """
+    if not why.strip():
+        raise ConfigurationError("a promotion needs a reason; say why in a few words (--reason).")
+    version = catalog.publish(package, model=model, who=who)
+    seen = seen_alias(catalog, version.model, alias)
+    decision = judge(catalog, package, version, policy or GatePolicy.load("default"), champion_report)
+    if not decision.passed and not force and alias == "champion":
+        raise PromotionRefused(
+            f"{version.model} {version.digest[:12]} is published but not promoted. Against {decision.against}:",
+            [str(failure) for failure in decision.failures],
+        )
+    moved = catalog.move(
+        version.model,
+        alias,
+        version.digest,
+        seen=seen,
+        kind="promote",
+        why=why,
+        who=who,
+        forced=force and not decision.passed,
+        decision=decision,
+    )
+    return Promotion(version, decision, moved)
+
+
+def judge(
+    catalog: Catalog,
+    package: ModelPackage,
+    version: VersionRecord,
+    policy: GatePolicy,
+    champion_report: EvaluationReport | None = None,
+) -> Decision:
+    """Ask the gate, with the golden image tried on this machine."""
+    candidate_report = catalog.report(package)
+    against, champion_digest = "the input", None
+    champion = seen_alias(catalog, version.model, "champion")
+    if champion is not None:
+        champion_digest = champion[0].digest
+        against = f"champion {champion_digest[:12]}"
+        if champion_digest == version.digest:
+            return _refused(against, "new", "it is the champion already.")
+        if champion_report is None:
+            champion_report = catalog.report(catalog.load(version.model, champion_digest))
+    if candidate_report is None:
+        return _refused(against, "evaluation", "the candidate has none; evaluate it first.")
+    if champion is not None and champion_report is None:
+        return _refused(against, "evaluation", "the champion has none; evaluate it on the same images.")
+    try:
+        difference = largest_difference(golden_output(package), version.golden)
+    except ModelUnfit:
+        difference = float("inf")
+    return decide(candidate_report, champion_report, policy, golden_difference=difference, golden_tolerance=TOLERANCE)
+
+
+def _refused(against: str, condition: str, detail: str) -> Decision:
+    return Decision(against=against, passed=False, failures=(Failure(condition=condition, detail=detail),))
+
+
+def rollback(
+    catalog: Catalog,
+    model: str,
+    *,
+    why: str,
+    to: str | None = None,
+    alias: AliasName = "champion",
+    who: str | None = None,
+) -> Alias:
+    """Move an alias back to the version before, or to one that it once named: one write.
+
+    Raises
+    ------
+    ModelMissing
+        If there is nothing to go back to.
+    AliasMoved
+    """
+    if not why.strip():
+        raise ConfigurationError("a rollback needs a reason; say why in a few words (--reason).")
+    seen = catalog.alias(model, alias)
+    if to is not None:
+        target: str | None = catalog.resolve(model, to)
+    else:
+        # A version that was rolled back from is not what "before" means: follow promotions alone.
+        promotions = [e for e in catalog.events(model, alias) if e.kind == "promote" and e.to_digest == seen[0].digest]
+        target = promotions[-1].from_digest if promotions else seen[0].event.from_digest
+    if target is None:
+        raise ModelMissing(
+            f"{alias} of {model!r} has only ever been {seen[0].digest[:12]}; there is nothing before it."
+        )
+    return catalog.move(model, alias, target, seen=seen, kind="rollback", why=why, who=who)
+
+
+def seen_alias(catalog: Catalog, model: str, alias: AliasName) -> tuple[Alias, str] | None:
+    """Return an alias and its ETag, None where it has never been set."""
+    try:
+        return catalog.alias(model, alias)
+    except ModelMissing:
+        return None

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+
+from refocus.errors import ConfigurationError
+from refocus.registry.gates import GatePolicy, decide
+
+from .conftest import report
+
+POLICY = GatePolicy(slowest_ms_per_megapixel=200.0)
+
+
+def judged(candidate, champion=None, policy=POLICY, golden=0.0):
+    return decide(candidate, champion, policy, golden_difference=golden, golden_tolerance=0.03)
+
+
+def failed(decision) -> list[str]:
+    return [failure.condition for failure in decision.failures]
+
+
+def test_a_better_candidate_passes_every_condition():
+    decision = judged(report(3.0), report(2.0))
+    assert decision.passed
+    assert any("better by 1" in said for said in decision.observations)
+
+
+def test_the_first_champion_must_beat_the_images_as_they_came():
+    assert judged(report(1.0)).passed
+    refused = judged(report(-0.5))
+    assert not refused.passed
+    assert refused.against == "the input"
+
+
+def test_an_equal_candidate_is_not_better():
+    decision = judged(report(2.0), report(2.0))
+    assert failed(decision) == ["better overall"]
+    assert "interval 0 to 0" in decision.failures[0].detail
+
+
+def test_gain_within_the_bootstrap_interval_is_not_enough():
+    # Two specimens gain 2 dB, two lose 1 dB: +0.5 dB on average, and a resample of four may well be negative.
+    candidate = report(2.0, specimens=2)
+    loser = report(-1.0, specimens=2, first_specimen=2)
+    mixed = candidate.model_copy(update={"measurements": candidate.measurements + loser.measurements})
+    assert "better overall" in failed(judged(mixed, report(0.0, specimens=4)))
+
+
+def test_worse_in_one_band_is_named_with_both_numbers():
+    decision = judged(report(5.0, band_gain_db={"4 um": 1.0}), report(2.0))
+    assert failed(decision) == ["no worse at 4 um (fluorescence)", "no worse at 4 um (fluorescence)"]
+    assert "psnr_db 25.03 against 26.02 of champion" in decision.failures[0].detail
+
+
+def test_a_little_worse_in_one_band_is_within_tolerance():
+    assert judged(report(5.0, band_gain_db={"4 um": 1.95}), report(2.0)).passed
+
+
+def test_a_band_that_only_the_champion_was_measured_in_is_a_failure():
+    decision = judged(report(5.0, bands=("2 um",)), report(2.0))
+    assert "psnr_db at 4 um" in failed(decision)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "passes"), [(0.87, False), (0.88, True), (0.92, True), (0.93, False), (None, False)]
+)
+def test_coverage_must_lie_inside_the_stated_bounds(coverage, passes):
+    decision = judged(report(3.0, coverage=coverage), report(2.0))
+    assert decision.passed is passes
+    assert failed(decision) == ([] if passes else ["coverage"])
+
+
+def test_speed_beyond_the_budget_is_refused_with_both_numbers():
+    decision = judged(report(3.0, ms_per_megapixel=201.0), report(2.0))
+    assert str(decision.failures[0]) == "speed: 201 ms per megapixel; the budget is 200."
+
+
+@pytest.mark.parametrize("golden", [0.031, float("inf"), None])
+def test_a_golden_image_that_does_not_come_out_is_refused(golden):
+    assert failed(judged(report(3.0), golden=golden)) == ["golden image"]
+
+
+def test_reports_of_different_images_do_not_compare():
+    decision = judged(report(9.0, first_specimen=50), report(2.0))
+    assert "same images" in failed(decision)
+
+
+def test_too_few_specimens_say_nothing():
+    assert "specimens" in failed(judged(report(3.0, specimens=2), report(2.0, specimens=2)))
+
+
+def test_all_failures_are_named_not_only_the_first():
+    decision = judged(report(-1.0, coverage=0.5, ms_per_megapixel=999.0), report(2.0), golden=1.0)
+    assert {"better overall", "coverage", "speed", "golden image"} <= set(failed(decision))
+
+
+def test_shipped_policies_load_and_misspelt_ones_do_not(tmp_path):
+    assert GatePolicy.load("default") == GatePolicy()
+    assert GatePolicy.load("quickstart").coverage is None
+    (tmp_path / "policy.yaml").write_text("metrik: psnr_db\n")
+    with pytest.raises(ConfigurationError, match="metrik"):
+        GatePolicy.load(tmp_path / "policy.yaml")
+    with pytest.raises(ConfigurationError, match="default, quickstart"):
+        GatePolicy.load("nowhere")
