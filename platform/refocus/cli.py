@@ -53,6 +53,34 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
+@app.command("focus")
+def focus(
+    stack: Annotated[Path, typer.Argument(help="A focal series: TIFF, OME-TIFF, ImageJ hyperstack.", exists=True)],
+    measure: Annotated[str, typer.Option(help="Sharpness measure, a name of refocus.focus.measures.")] = "vollath4",
+    channel: Annotated[int, typer.Option(help="Channel, from 0.")] = 0,
+    time: Annotated[int, typer.Option(help="Time point, from 0.")] = 0,
+    axes: Annotated[str | None, typer.Option(help="What the file's axes mean, such as ZYX.")] = None,
+    z_step_um: Annotated[float | None, typer.Option(help="Spacing of planes, where the file does not say.")] = None,
+    tile_px: Annotated[int, typer.Option(help="Side of the tiles from which tilt is found.")] = 128,
+    plot: Annotated[Path | None, typer.Option(help="Where the PNG goes; default: STACK.focus.png here.")] = None,
+) -> None:
+    """Print and plot how sharp each plane of a focal series is, and which is in focus."""
+    from refocus.focus.commands import report_focus
+    from refocus.io.microscopy import open_image
+    from refocus.zstack import Acquisition
+
+    with open_image(stack, axes=axes, answers=Acquisition(z_step_um=z_step_um)) as image:
+        report_focus(
+            (image.plane(z=z, c=channel, t=time) for z in range(image.size("Z"))),
+            acquisition=image.acquisition,
+            name=stack.name,
+            measure=measure,
+            tile_px=tile_px,
+            plot=plot or Path(f"{stack.name}.focus.png"),
+            console=console(),
+        )
+
+
 @store_app.command("up")
 def store_up(
     folder: Annotated[Path | None, typer.Option(help="Data folder; default: under REFOCUS_HOME.")] = None,
