@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -85,11 +85,9 @@ class DatasetVersion:
 
     def tiles(self, split: Split, *, modalities: Sequence[str] | None = None) -> Iterator[Tile]:
         """Yield the tiles of `split` in a fixed order, one shard in memory at a time."""
-        for key in self.manifest.keys(split):
-            table = pq.read_table(io.BytesIO(self.store.get(key)))
-            for row in table.to_pylist():
-                if modalities is None or row["modality"] in modalities:
-                    yield Tile.from_row(row)
+        for key in self.manifest.keys(split, modalities):
+            for row in pq.read_table(io.BytesIO(self.store.get(key))).to_pylist():
+                yield Tile.from_row(row)
 
     def rows(self, split: Split, *, modalities: Sequence[str] | None = None) -> ray.data.Dataset:
         """Return the rows of `split` as a Ray dataset, read lazily by range requests.
@@ -101,23 +99,17 @@ class DatasetVersion:
         """
         import ray.data
 
-        keys = self.manifest.keys(split)
-        summaries = [s for s in self.manifest.sources if s.split == split]
-        there = sorted({s.modality for s in summaries})
-        if not keys or (modalities is not None and not set(there) & set(modalities)):
+        keys = self.manifest.keys(split, modalities)
+        if not keys:
+            there = sorted({shard.modality for shard in self.manifest.shards if shard.split == split})
             raise DatasetIncomplete(
                 f"{self.uri} has no {split} tiles"
                 + (f" of {' or '.join(modalities)}; it has {', '.join(there) or 'none at all'}." if modalities else ".")
-                + " Ingest images of that modality, or choose another recipe."
+                + " Ingest more specimens of that modality, or choose another recipe."
             )
-        options: dict[str, Any] = {}
-        if modalities is not None and not set(there) <= set(modalities):
-            import pyarrow.compute as pc
-
-            options["filter"] = pc.field("modality").isin(list(modalities))
         bucket = self.store.settings.bucket
         return ray.data.read_parquet(
-            [f"{bucket}/{key}" for key in keys], filesystem=self.store.settings.pyarrow_filesystem(), **options
+            [f"{bucket}/{key}" for key in keys], filesystem=self.store.settings.pyarrow_filesystem()
         )
 
 

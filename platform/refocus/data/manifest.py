@@ -8,6 +8,7 @@ and finishes the same version.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from refocus.data.splits import Split
 from refocus.errors import ConfigurationError
+from refocus.zstack import Modality
 
 FORMAT = 1
 
@@ -78,10 +80,11 @@ class IngestPlan(_Record):
 
 
 class Shard(_Record):
-    """One Parquet object."""
+    """One Parquet object: tiles of one split and one modality, so that a recipe reads only what it trains on."""
 
     key: str
     split: Split
+    modality: Modality
     rows: int
     size_bytes: int
 
@@ -101,7 +104,7 @@ class SourceSummary(_Record):
     specimen: str
     split: Split
     kind: str
-    modality: str
+    modality: Modality
     modality_assumed: bool = False
     shape: tuple[int, ...]
     axes: str
@@ -140,13 +143,18 @@ class DatasetManifest(_Record):
     sources: tuple[SourceSummary, ...]
     quarantined: int
 
-    def rows(self, split: Split) -> int:
+    def rows(self, split: Split, modalities: Collection[str] | None = None) -> int:
         """Return the number of tiles of `split`."""
-        return sum(shard.rows for shard in self.shards if shard.split == split)
+        return sum(shard.rows for shard in self._shards_of(split, modalities))
 
-    def keys(self, split: Split) -> tuple[str, ...]:
+    def keys(self, split: Split, modalities: Collection[str] | None = None) -> tuple[str, ...]:
         """Return the keys of the shards of `split`, in a fixed order."""
-        return tuple(sorted(shard.key for shard in self.shards if shard.split == split))
+        return tuple(sorted(shard.key for shard in self._shards_of(split, modalities)))
+
+    def _shards_of(self, split: Split, modalities: Collection[str] | None) -> Iterator[Shard]:
+        for shard in self.shards:
+            if shard.split == split and (modalities is None or shard.modality in modalities):
+                yield shard
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

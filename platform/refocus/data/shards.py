@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from refocus.data.manifest import Shard
 from refocus.data.splits import Split
 from refocus.data.tiles import TILE_SCHEMA, Tile
 from refocus.io.store import ObjectStore
+from refocus.zstack import Modality
 
 _SHARD_BYTES = 32 * 2**20
 _ROW_GROUP_BYTES = 4 * 2**20
@@ -27,34 +29,37 @@ class ShardWriter:
         self._store = store
         self._prefix = prefix
         self._unit = unit
-        self._waiting: dict[Split, list[Tile]] = {}
-        self._waiting_bytes: dict[Split, int] = {}
+        self._waiting: dict[tuple[Split, Modality], _Waiting] = {}
         self._shards: list[Shard] = []
 
     def add(self, split: Split, tile: Tile) -> None:
         """Take one tile; writes a shard when enough have come."""
-        self._waiting.setdefault(split, []).append(tile)
-        size = tile.pixels.nbytes + (0 if tile.target is None else tile.target.nbytes)
-        self._waiting_bytes[split] = self._waiting_bytes.get(split, 0) + size
-        if self._waiting_bytes[split] >= _SHARD_BYTES:
-            self._flush(split)
+        waiting = self._waiting.setdefault((split, tile.modality), _Waiting())
+        waiting.tiles.append(tile)
+        waiting.size_bytes += tile.pixels.nbytes + (0 if tile.target is None else tile.target.nbytes)
+        if waiting.size_bytes >= _SHARD_BYTES:
+            self._flush(split, tile.modality)
 
     def close(self) -> tuple[Shard, ...]:
         """Write what is left and return all shards of the unit."""
-        for split in list(self._waiting):
-            self._flush(split)
+        for split, modality in list(self._waiting):
+            self._flush(split, modality)
         return tuple(self._shards)
 
-    def _flush(self, split: Split) -> None:
-        tiles = self._waiting.pop(split, [])
-        size = self._waiting_bytes.pop(split, 0)
-        if not tiles:
-            return
-        data = encode_shard(tiles, rows_per_group=max(1, len(tiles) * _ROW_GROUP_BYTES // max(size, 1)))
-        number = sum(shard.split == split for shard in self._shards)
-        key = f"{self._prefix}{split}/{self._unit}-{number:04d}.parquet"
+    def _flush(self, split: Split, modality: Modality) -> None:
+        waiting = self._waiting.pop((split, modality))
+        count = len(waiting.tiles)
+        data = encode_shard(waiting.tiles, rows_per_group=max(1, count * _ROW_GROUP_BYTES // waiting.size_bytes))
+        number = sum((shard.split, shard.modality) == (split, modality) for shard in self._shards)
+        key = f"{self._prefix}{split}/{modality}-{self._unit}-{number:04d}.parquet"
         self._store.put(key, data)
-        self._shards.append(Shard(key=key, split=split, rows=len(tiles), size_bytes=len(data)))
+        self._shards.append(Shard(key=key, split=split, modality=modality, rows=count, size_bytes=len(data)))
+
+
+@dataclass
+class _Waiting:
+    tiles: list[Tile] = field(default_factory=list)
+    size_bytes: int = 0
 
 
 def encode_shard(tiles: list[Tile], *, rows_per_group: int) -> bytes:

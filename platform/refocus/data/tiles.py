@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from refocus.zstack import Modality
+
 Kind = Literal["sharp", "pair"]
 
 #: Parquet schema of a shard. `pixels` and `target` are C-order [channels, height, width] in `dtype`.
@@ -61,7 +63,7 @@ class Tile:
 
     source: str
     specimen: str
-    modality: str
+    modality: Modality
     kind: Kind
     pixels: npt.NDArray[Any]
     target: npt.NDArray[Any] | None
