@@ -1,0 +1,393 @@
+"""Networks that bring a defocused image into focus, and say how far out and how sure they are.
+
+None looks beyond its receptive field: no global pooling, and normalisation over channels alone, so that
+overlapping tiles of one image agree. All start as the identity: an untrained network returns its input.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from refocus.model.filterbank import FilterBank
+
+Architecture = Literal["residual_unet", "nafnet", "deep_r"]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+#: Natural logarithms of the smallest and largest Laplace scale, in normalised units. A free head explodes.
+LOG_SCALE_LIMITS = (-7.0, 2.0)
+#: The blur head's unit: its softplus is near 0.7 at the start, which is 5.5 px, a middling blur.
+_BLUR_UNIT_PX = 8.0
+
+
+class NetworkConfig(BaseModel):
+    """Shape of a network: everything needed to build it before its weights are read.
+
+    Parameters
+    ----------
+    architecture : {'residual_unet', 'nafnet', 'deep_r'}
+        ``'residual_unet'``: 3 x 3 convolutions with skips, the fastest where matrix units exist (see docs/networks.md).
+        ``'nafnet'``: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, without its pooled channel
+        attention. ``'deep_r'``: the generator of Luo et al. 2021 as far as it is public.
+    channels : {1, 3}
+        1 for grey images and for each channel of a fluorescence image, 3 for RGB.
+    widths : tuple of int
+        Features at each level, finest first; the last is the bottom.
+    encoder_blocks, decoder_blocks : tuple of int
+        Blocks at each level above the bottom, finest first.
+    middle_blocks : int
+        Blocks at the bottom.
+    unshuffle : {1, 2, 4}
+        Side of the pixel squares that become features at the entrance.
+    fine_filters_px, coarse_filters_px : tuple of float
+        Blur radii whose inverse filters (:mod:`refocus.model.filterbank`) the U-Nets see beside the image, at full and
+        at half resolution. Needs an `unshuffle` of 2.
+
+    Examples
+    --------
+    >>> NetworkConfig(widths=(8, 16), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1).stride_px
+    4
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Architecture = "residual_unet"
+    channels: Literal[1, 3] = 1
+    widths: tuple[PositiveInt, ...] = (32, 64, 128, 192)
+    encoder_blocks: tuple[PositiveInt, ...] = (1, 1, 2)
+    decoder_blocks: tuple[PositiveInt, ...] = (1, 1, 2)
+    middle_blocks: PositiveInt = 3
+    unshuffle: Literal[1, 2, 4] = 2
+    fine_filters_px: tuple[PositiveFloat, ...] = ()
+    coarse_filters_px: tuple[PositiveFloat, ...] = ()
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        levels = len(self.widths) - 1
+        if levels < 1 or len(self.encoder_blocks) != levels or len(self.decoder_blocks) != levels:
+            raise ValueError(
+                f"widths names {len(self.widths)} levels, encoder_blocks {len(self.encoder_blocks)} and decoder_blocks "
+                f"{len(self.decoder_blocks)}; both need one entry fewer than widths, and at least one."
+            )
+        if (self.fine_filters_px or self.coarse_filters_px) and (self.unshuffle != 2 or self.architecture == "deep_r"):
+            raise ValueError("inverse filters enter U-Nets with an unshuffle of 2 alone, not this one.")
+        return self
+
+    @property
+    def stride_px(self) -> int:
+        """Pixels a side of one feature at the bottom; tiles must start at multiples of it to agree exactly."""
+        return self.unshuffle * int(2 ** (len(self.widths) - 1))
+
+
+class Prediction(NamedTuple):
+    """What one forward pass says, in the units of its input.
+
+    Attributes
+    ----------
+    image : Tensor, shape [B, C, H, W]
+        In focus.
+    log_scale : Tensor, shape [B, C, H, W]
+        Natural logarithm of the Laplace scale of the error, within `LOG_SCALE_LIMITS`.
+    blur_radius_px : Tensor, shape [B, 1, h, w]
+        Geometric radius of the defocus, one value for each bottom feature.
+    """
+
+    image: Tensor
+    log_scale: Tensor
+    blur_radius_px: Tensor
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
+        return rows.permute(0, 3, 1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions around a rectifier, added to the input. The branch starts small."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.second.weight, nonlinearity="linear")
+        with torch.no_grad():
+            # Without normalisation each block would double the variance of what passes through it.
+            self.second.weight.mul_(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(x)))
+
+
+class NafBlock(nn.Module):
+    """NAFNet's block without channel attention, whose global mean would differ from tile to tile."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm_space = ChannelNorm(channels)
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.norm_feature = ChannelNorm(channels)
+        self.widen = nn.Conv2d(channels, 2 * channels, 1)
+        self.narrow = nn.Conv2d(channels, channels, 1)
+        for branch in (self.project, self.narrow):
+            with torch.no_grad():
+                branch.weight.mul_(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.depthwise(self.expand(self.norm_space(x))).chunk(2, 1)
+        x = x + self.project(left * right)
+        left, right = self.widen(self.norm_feature(x)).chunk(2, 1)
+        return x + self.narrow(left * right)
+
+
+class _Heads(nn.Module):
+    """Three answers from one trunk. The image's last weights start at zero: residual to the input.
+
+    Where the network has inverse filters, it also says at each place how much of each filter's change to apply: from
+    the first step on there is something right to learn, long before the trunk can deblur by itself.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.unshuffle = config.unshuffle
+        self.answers = 2 * config.channels * config.unshuffle**2
+        filters = len(config.fine_filters_px) + len(config.coarse_filters_px)
+        self.pixels = nn.Conv2d(config.widths[0], self.answers + filters, 3, padding=1)
+        nn.init.zeros_(self.pixels.weight)
+        assert self.pixels.bias is not None
+        nn.init.zeros_(self.pixels.bias)
+        self.blur = nn.Sequential(nn.Conv2d(config.widths[-1], 64, 1), nn.ReLU(), nn.Conv2d(64, 1, 1))
+
+    def forward(self, fine: Tensor, bottom: Tensor, padded: Tensor, changes: Tensor | None = None) -> Prediction:
+        """`changes` of the filters: [B, C, filters, H, W]."""
+        raw = self.pixels(fine).float()
+        residual, raw_scale = F.pixel_shuffle(raw[:, : self.answers], self.unshuffle).chunk(2, 1)
+        image = padded.float() + residual
+        if changes is not None:
+            share = F.interpolate(raw[:, self.answers :], scale_factor=2.0, mode="nearest")
+            image = image + torch.einsum("bfhw,bcfhw->bchw", share, changes)
+        low, high = LOG_SCALE_LIMITS
+        middle, half = 0.5 * (low + high), 0.5 * (high - low)
+        log_scale = middle + half * torch.tanh(raw_scale / half)
+        blur = _BLUR_UNIT_PX * F.softplus(self.blur(bottom).float())
+        return Prediction(image, log_scale, blur)
+
+
+class _UNet(nn.Module):
+    """Encoder, bottom and decoder with additive skips, on a pixel-unshuffled image."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        block = NafBlock if config.architecture == "nafnet" else ResidualBlock
+        widths = config.widths
+        seen = config.channels * (4 * len(config.fine_filters_px) + len(config.coarse_filters_px))
+        self.entrance = nn.Conv2d(config.channels * config.unshuffle**2 + seen, widths[0], 3, padding=1)
+        self.fine_filters = FilterBank(config.fine_filters_px) if config.fine_filters_px else None
+        self.coarse_filters = FilterBank(config.coarse_filters_px, coarse=2) if config.coarse_filters_px else None
+        self.encoders = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        for fine, coarse, before, after in zip(
+            widths, widths[1:], config.encoder_blocks, config.decoder_blocks, strict=False
+        ):
+            self.encoders.append(nn.Sequential(*[block(fine) for _ in range(before)]))
+            self.downs.append(nn.Conv2d(fine, coarse, 2, stride=2))
+            self.ups.append(nn.Conv2d(coarse, 4 * fine, 1, bias=False))
+            self.decoders.append(nn.Sequential(*[block(fine) for _ in range(after)]))
+        self.middle = nn.Sequential(*[block(widths[-1]) for _ in range(config.middle_blocks)])
+        self.heads = _Heads(config)
+
+    def forward(self, padded: Tensor) -> Prediction:
+        image = F.pixel_unshuffle(padded, self.config.unshuffle)
+        changes, features = self._filtered(padded)
+        x = self.entrance(torch.cat([image, *features], 1).contiguous(memory_format=torch.channels_last))
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)
+        bottom = x = self.middle(x)
+        for up, decoder, skip in zip(reversed(self.ups), reversed(self.decoders), reversed(skips), strict=True):
+            x = decoder(F.pixel_shuffle(up(x), 2) + skip)
+        return self.heads(x, bottom, padded, changes)
+
+    def _filtered(self, padded: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Changes that the filters propose, [B, C, filters, H, W], and as features at half resolution."""
+        batch, channels, height, width = padded.shape
+        changes, features = [], []
+        if self.fine_filters is not None:
+            fine = self.fine_filters(padded)
+            features.append(F.pixel_unshuffle(fine, 2))
+            changes.append(fine.reshape(batch, channels, -1, height, width))
+        if self.coarse_filters is not None:
+            coarse = self.coarse_filters(padded)
+            features.append(coarse)
+            larger = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+            changes.append(larger.reshape(batch, channels, -1, height, width))
+        return torch.cat(changes, 2) if changes else None, features
+
+
+class _DeepRLevel(nn.Module):
+    """Convolutions whose sum with the (channel-padded) input leaves the level: Deep-R's residual block."""
+
+    def __init__(self, given: int, wanted: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(given, wanted, 3, padding=1)
+        self.second = nn.Conv2d(wanted, wanted, 3, padding=1)
+        self.skip = nn.Conv2d(given, wanted, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.second(F.leaky_relu(self.first(x), 0.1)), 0.1)
+        return y + self.skip(x)
+
+
+class _DeepR(nn.Module):
+    """Deep-R's generator: residual down and up blocks, average pooling, concatenated skips.
+
+    Public are the U-Net shape, the residual blocks and the skips. Chosen here: widths, two convolutions a block,
+    leaky rectifiers, bilinear enlargement, the residual to the input and the heads for scale and blur.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        self.downs = nn.ModuleList(
+            _DeepRLevel(given, wanted)
+            for given, wanted in zip((config.channels * config.unshuffle**2, *widths[:-2]), widths[:-1], strict=True)
+        )
+        self.bottom = _DeepRLevel(widths[-2], widths[-1])
+        self.ups = nn.ModuleList(_DeepRLevel(coarse + fine, fine) for fine, coarse in pairwise(widths))
+        self.heads = _Heads(config)
+
+    def forward(self, padded: Tensor) -> Prediction:
+        x = F.pixel_unshuffle(padded, self.config.unshuffle)
+        skips = []
+        for down in self.downs:
+            x = down(x)
+            skips.append(x)
+            x = F.avg_pool2d(x, 2)
+        bottom = x = self.bottom(x)
+        for up, skip in zip(reversed(self.ups), reversed(skips), strict=True):
+            larger = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = up(torch.cat([larger, skip], 1))
+        return self.heads(x, bottom, padded)
+
+
+class RefocusNetwork(nn.Module):
+    """Any of the architectures behind one door: accepts images of any size from one pixel up.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk: nn.Module = _DeepR(config) if config.architecture == "deep_r" else _UNet(config)
+
+    def forward(self, x: Tensor) -> Prediction:
+        """Bring normalised images into focus.
+
+        Parameters
+        ----------
+        x : Tensor, float, shape [B, C, H, W]
+
+        Returns
+        -------
+        Prediction
+            `image` and `log_scale` float32 of the input's size; `blur_radius_px` of ceil(H / stride) x
+            ceil(W / stride).
+        """
+        height, width = x.shape[-2:]
+        prediction: Prediction = self.trunk(pad_to_multiple(x, self.config.stride_px))
+        if (height, width) == prediction.image.shape[-2:]:
+            return prediction
+        return Prediction(
+            prediction.image[..., :height, :width],
+            prediction.log_scale[..., :height, :width],
+            prediction.blur_radius_px,
+        )
+
+
+class Discriminator(nn.Module):
+    """Tells in-focus images from refocused ones: strided 3 x 3 convolutions, then one score an image.
+
+    It averages over the whole crop, which only training sees.
+
+    Parameters
+    ----------
+    channels : int
+    width : int
+        Features after the first block; they double four times.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 24) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        given = channels
+        for level in range(5):
+            wanted = width * 2**level
+            layers += [
+                nn.Conv2d(given, wanted, 3, padding=1),
+                nn.LeakyReLU(0.1),
+                nn.Conv2d(wanted, wanted, 3, stride=2, padding=1),
+                nn.LeakyReLU(0.1),
+            ]
+            given = wanted
+        self.features = nn.Sequential(*layers)
+        self.score = nn.Sequential(nn.Linear(given, given), nn.LeakyReLU(0.1), nn.Linear(given, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores of shape [B]; 1 means in focus, 0 refocused."""
+        return self.score(self.features(x).mean((2, 3))).float().squeeze(1)
+
+
+def build_network(config: NetworkConfig) -> RefocusNetwork:
+    """Build an untrained network, which returns its input as the image.
+
+    Weights come from torch's global generator: seed it first where they must repeat.
+    """
+    return RefocusNetwork(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def receptive_radius_px(config: NetworkConfig) -> int:
+    """How far, in pixels, the network can possibly look from an output pixel; trained ones look less far."""
+    steps = 2 * config.unshuffle
+    depthwise = 1 if config.architecture == "nafnet" else 2
+    for level, (before, after) in enumerate(zip(config.encoder_blocks, config.decoder_blocks, strict=True)):
+        steps += (before + after) * depthwise * config.unshuffle * 2**level
+    steps += config.middle_blocks * depthwise * config.stride_px
+    return math.ceil(steps) + config.stride_px
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Mirror [B, C, H, W] at its lower and right rim until both sides are multiples.
+
+    Images too small to be mirrored, down to one pixel, have their last row and column repeated.
+    """
+    below, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    if not below and not right:
+        return x
+    mirror = below < x.shape[-2] and right < x.shape[-1]
+    return F.pad(x, (0, right, 0, below), mode="reflect" if mirror else "replicate")

@@ -1,0 +1,117 @@
+"""Networks: identity at the start, any size, local, bounded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from refocus.model.networks import (
+    LOG_SCALE_LIMITS,
+    Architecture,
+    Discriminator,
+    NetworkConfig,
+    build_network,
+    pad_to_multiple,
+    receptive_radius_px,
+)
+
+
+def tiny(architecture: Architecture = "residual_unet", channels: int = 1, **more: object) -> NetworkConfig:
+    return NetworkConfig.model_validate(
+        {
+            "architecture": architecture,
+            "channels": channels,
+            "widths": (8, 12, 16),
+            "encoder_blocks": (1, 1),
+            "decoder_blocks": (1, 1),
+            "middle_blocks": 1,
+            **more,
+        }
+    )
+
+
+FILTERED = {"fine_filters_px": (3.5,), "coarse_filters_px": (9.0, 15.0)}
+ALL = [
+    tiny(),
+    tiny("nafnet"),
+    tiny("deep_r"),
+    tiny(channels=3),
+    tiny(**FILTERED),
+    tiny("nafnet", channels=3, **FILTERED),
+]
+
+
+def _stirred(config: NetworkConfig) -> torch.nn.Module:
+    """A network whose weights, the last ones too, are random: as if it had been trained."""
+    torch.manual_seed(3)
+    network = build_network(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.mark.parametrize("config", ALL, ids=str)
+def test_an_untrained_network_returns_its_input(config: NetworkConfig) -> None:
+    x = torch.rand(2, config.channels, 40, 24)
+    assert torch.equal(build_network(config)(x).image, x)
+
+
+@pytest.mark.parametrize("config", ALL, ids=str)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 17), (1, 50), (33, 64)])
+def test_every_size_from_one_pixel_up_comes_back(config: NetworkConfig, height: int, width: int) -> None:
+    prediction = _stirred(config)(torch.rand(1, config.channels, height, width))
+    assert prediction.image.shape == prediction.log_scale.shape == (1, config.channels, height, width)
+    stride = config.stride_px
+    assert prediction.blur_radius_px.shape == (1, 1, -(-height // stride), -(-width // stride))
+    assert prediction.image.isfinite().all()
+
+
+def test_scale_and_blur_stay_in_their_ranges_for_absurd_input() -> None:
+    prediction = _stirred(tiny())(1e6 * torch.randn(1, 1, 32, 32))
+    low, high = LOG_SCALE_LIMITS
+    assert prediction.log_scale.min() >= low
+    assert prediction.log_scale.max() <= high
+    assert prediction.blur_radius_px.min() >= 0
+
+
+@pytest.mark.parametrize("config", [tiny(), tiny("nafnet"), tiny("deep_r")], ids=str)
+def test_nothing_beyond_the_receptive_radius_matters(config: NetworkConfig) -> None:
+    network = _stirred(config)
+    x = torch.rand(1, 1, 256, 256)
+    changed = x.clone()
+    reach = receptive_radius_px(config)
+    changed[..., 128 + reach :] += 5.0
+    with torch.no_grad():
+        before, after = network(x).image, network(changed).image
+    # Sums over the same numbers, in an order that may depend on alignment.
+    torch.testing.assert_close(before[..., :128], after[..., :128], rtol=0, atol=1e-5)
+    assert not torch.equal(before, after)
+
+
+def test_mirrored_rims_end_where_the_image_does() -> None:
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    assert pad_to_multiple(x, 4)[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+    wide = torch.arange(5.0).reshape(1, 1, 1, 5).expand(1, 1, 5, 5)
+    assert pad_to_multiple(wide, 8)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+
+
+def test_a_discriminator_gives_one_score_an_image() -> None:
+    assert Discriminator(channels=3, width=4)(torch.rand(5, 3, 48, 64)).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"widths": (8,), "encoder_blocks": (), "decoder_blocks": ()},
+        {"encoder_blocks": (1,)},
+        {"channels": 2},
+        {"width": 32},
+        {"architecture": "deep_r", "fine_filters_px": (3.0,)},
+        {"unshuffle": 4, "coarse_filters_px": (9.0,)},
+    ],
+)
+def test_configs_that_cannot_be_built_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        NetworkConfig.model_validate(fields)
