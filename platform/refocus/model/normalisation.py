@@ -57,8 +57,8 @@ class Normalisation:
     def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return float32 in normalised units; subtraction happens in float64 where a wide integer needs it."""
         wide = pixels.dtype.itemsize > 2 and pixels.dtype != np.float32
-        values = pixels.astype(np.float64 if wide else np.float32)
-        return ((values - self.offset) / self.scale).astype(np.float32)
+        values: npt.NDArray[Any] = pixels.astype(np.float64 if wide else np.float32)
+        return np.asarray((values - self.offset) / self.scale, np.float32)
 
     def undo(self, normalised: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return float64 in the image's units."""

@@ -1,0 +1,321 @@
+"""Bring an image into focus: any size, any numeric type, in and out in the same units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
+from refocus.model.checkpoint import ModelPackage
+from refocus.model.networks import Prediction
+from refocus.model.normalisation import Normalisation, estimate
+from refocus.model.tiling import SMALLEST_HALO_PX, Float32, TileGrid, Window, run_tiled
+from refocus.zstack import AXES
+
+Precision = Literal["auto", "fp32", "bf16"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """An image in focus and what the network says about it.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        Shape, axes, dtype and units of the input.
+    blur_radius_px : ndarray, float32, shape [planes, ceil(Y / stride), ceil(X / stride)]
+        Predicted geometric radius of the defocus in pixels of the input; one map for each plane that was restored by
+        itself: each time, channel and z-position in their order, and each colour where the network sees one channel.
+    stride_px : int
+        Pixels a side of one entry of that map.
+    scale : ndarray, float32, shape of `pixels`, or None
+        Laplace scale of the error in the input's units, uncalibrated.
+    normalisations : tuple of Normalisation
+        One for each plane.
+    digest : str
+        Of the model that made it.
+    """
+
+    pixels: npt.NDArray[Any]
+    blur_radius_px: Float32
+    stride_px: int
+    scale: Float32 | None
+    normalisations: tuple[Normalisation, ...]
+    digest: str
+
+    @property
+    def median_blur_radius_px(self) -> float:
+        """Median over planes and positions."""
+        return float(np.median(self.blur_radius_px))
+
+
+class LoadedModel:
+    """A package's network on a device, ready to restore images one after the other.
+
+    Parameters
+    ----------
+    package : ModelPackage
+    device : torch.device or str, optional
+        CUDA where there is one, else the CPU.
+    precision : {'auto', 'fp32', 'bf16'}
+        ``'auto'`` takes bf16 where the device computes it natively. Images, sums and the residual stay in float32.
+    tile_px, halo_px, pixels_per_batch
+        See :mod:`refocus.model.tiling`. The halo is the package's own where not given, and at least 64 px.
+
+    Raises
+    ------
+    ConfigurationError
+        If halo or precision cannot be used.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        *,
+        device: torch.device | str | None = None,
+        precision: Precision = "auto",
+        tile_px: int = 1024,
+        halo_px: int | None = None,
+        pixels_per_batch: int = 4_000_000,
+    ) -> None:
+        if halo_px is not None and halo_px < SMALLEST_HALO_PX:
+            raise ConfigurationError(f"halo_px is {halo_px}; below {SMALLEST_HALO_PX} seams between tiles show.")
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ConfigurationError(f"precision is {precision!r}; expected 'auto', 'fp32' or 'bf16'.")
+        self.package = package
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = precision if precision != "auto" else ("bf16" if has_native_bf16(self.device) else "fp32")
+        self.tile_px = tile_px
+        self.halo_px = halo_px if halo_px is not None else max(package.config.halo_px, SMALLEST_HALO_PX)
+        self.pixels_per_batch = pixels_per_batch
+        self.network = package.network(self.device)
+
+    @torch.inference_mode()
+    def predict(self, batch: Tensor) -> Prediction:
+        """Run the network on normalised tiles, float32 [B, C, H, W]; the answer lies on the device."""
+        batch = batch.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            prediction: Prediction = self.network(batch)
+        return prediction
+
+    def restore(
+        self,
+        image: npt.NDArray[Any],
+        *,
+        axes: str | None = None,
+        normalisation: Normalisation | None = None,
+        with_scale: bool = False,
+        out: npt.NDArray[Any] | None = None,
+        progress: Progress | None = None,
+    ) -> Restoration:
+        """Bring an image into focus; parameters and errors as :func:`restore`."""
+        axes = _checked_axes(image, axes)
+        channels = self.package.config.channels
+        pixels = np.empty_like(image) if out is None else out
+        if pixels.shape != image.shape or pixels.dtype != image.dtype:
+            raise ConfigurationError(
+                f"out is {pixels.shape} of {pixels.dtype}; expected {image.shape} of {image.dtype}, like the image."
+            )
+        scale = np.zeros(image.shape, np.float32) if with_scale else None
+        stride = self.package.config.network.stride_px
+        maps: list[Float32] = []
+        constants: list[Normalisation] = []
+        planes = list(_planes(axes, image.shape, together=channels == 3))
+        for number, where in enumerate(planes):
+            plane = _channels_first(image[where], axes)
+            chosen = normalisation if normalisation is not None else _estimated(plane)
+            told = _scaled(progress, number, len(planes))
+            blur = self._plane(
+                plane,
+                chosen,
+                _channels_first(pixels[where], axes),
+                None if scale is None else _channels_first(scale[where], axes),
+                told,
+            )
+            maps.append(blur)
+            constants.append(chosen)
+        return Restoration(pixels, np.stack(maps), stride, scale, tuple(constants), self.package.digest)
+
+    def _plane(
+        self,
+        plane: npt.NDArray[Any],
+        constants: Normalisation,
+        pixels: npt.NDArray[Any],
+        scale: Float32 | None,
+        progress: Progress | None,
+    ) -> Float32:
+        """Restore [C, Y, X] into views of the result. Returns the blur map."""
+        channels = self.package.config.channels
+        stride = self.package.config.network.stride_px
+        height, width = plane.shape[1:]
+        blur = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
+        low, high = plane.min(), plane.max()
+        if low == high:
+            # Nothing to see, and nothing that a network should invent.
+            pixels[...] = plane
+            return blur
+        repeated = channels // plane.shape[0]
+
+        def read(window: Window) -> Float32:
+            normalised = constants.apply(plane[(slice(None), *window)])
+            return np.repeat(normalised, repeated, axis=0) if repeated > 1 else normalised
+
+        grid = TileGrid(height, width, stride_px=stride, tile_px=self.tile_px, halo_px=self.halo_px)
+        for band in run_tiled(
+            read,
+            self.predict,
+            grid,
+            channels=channels,
+            with_scale=scale is not None,
+            pixels_per_batch=self.pixels_per_batch,
+            blur_radius_px=blur,
+            progress=progress,
+        ):
+            answer = band.image.mean(0, keepdims=True) if repeated > 1 else band.image
+            pixels[:, band.rows] = _as_dtype(constants.undo(answer), pixels.dtype, floor=0.0 if low >= 0 else None)
+            if scale is not None and band.scale is not None:
+                error = band.scale.mean(0, keepdims=True) if repeated > 1 else band.scale
+                scale[:, band.rows] = error * constants.scale
+        return blur
+
+
+def restore(
+    image: npt.NDArray[Any],
+    package: ModelPackage,
+    *,
+    axes: str | None = None,
+    normalisation: Normalisation | None = None,
+    with_scale: bool = False,
+    out: npt.NDArray[Any] | None = None,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    tile_px: int = 1024,
+    halo_px: int | None = None,
+    progress: Progress | None = None,
+) -> Restoration:
+    """Bring an image into focus.
+
+    Planes are restored one by one: each time, channel and z-position, and each colour by itself where the network
+    sees one channel. To restore many images with one model, keep a `LoadedModel`.
+
+    Parameters
+    ----------
+    image : ndarray
+        Grey ``YX``, colour ``YXS``, or with leading axes; integers or floats of any width.
+    package : ModelPackage
+    axes : str, optional
+        Letters of ``"TCZYXS"``. Where not given: two axes are ``YX``; a last axis of 3 (4 is refused) after two longer
+        ones is colour; all other leading axes are planes.
+    normalisation : Normalisation, optional
+        Used for all planes in place of each plane's own.
+    with_scale : bool
+        Also return the error's scale for each pixel.
+    out : ndarray, optional
+        Where to write the result, such as a memory map; not the image itself.
+    device, precision, tile_px, halo_px
+        See `LoadedModel`.
+    progress : callable, optional
+        Called with tiles done and tiles in all.
+
+    Returns
+    -------
+    Restoration
+
+    Raises
+    ------
+    UnsupportedImage
+        If the image has NaN or infinities, no pixels, or axes or a type that cannot be an image.
+    ConfigurationError
+        If a setting cannot be used.
+    ModelUnfit
+        If image and network have different numbers of colours.
+    """
+    model = LoadedModel(package, device=device, precision=precision, tile_px=tile_px, halo_px=halo_px)
+    return model.restore(
+        image, axes=axes, normalisation=normalisation, with_scale=with_scale, out=out, progress=progress
+    )
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bf16 convolutions run on the device's own units rather than by conversion."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # AVX512_BF16 is the least that makes it worth while; AMX is faster still.
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def _checked_axes(image: npt.NDArray[Any], axes: str | None) -> str:
+    if image.dtype.kind not in "uif" or image.size == 0:
+        raise UnsupportedImage(
+            f"the image has shape {image.shape} and dtype {image.dtype}; expected pixels of integers or floats."
+        )
+    if axes is None:
+        if image.ndim < 2 or image.ndim > 5:
+            raise UnsupportedImage(f"the image has shape {image.shape}; expected rows and columns, at most 5 axes.")
+        colour = image.ndim >= 3 and image.shape[-1] in (3, 4) and min(image.shape[-3:-1]) > 4
+        axes = "TCZ"[-(image.ndim - 3) :] * (image.ndim > 3) + "YXS" if colour else "TCZYX"[-image.ndim :]
+    if len(axes) != image.ndim or "".join(a for a in AXES if a in axes) != axes or not {"Y", "X"} <= set(axes):
+        raise UnsupportedImage(
+            f"axes {axes!r} do not fit an image of shape {image.shape}; expected one letter of {AXES!r} an axis, in "
+            "that order, with Y and X."
+        )
+    if "S" in axes and image.shape[-1] not in (1, 3):
+        raise ModelUnfit(
+            f"the image has {image.shape[-1]} colour samples; networks see 1 (grey) or 3 (RGB). Drop an alpha channel "
+            "with image[..., :3], and give fluorescence channels as axis C, before Y and X."
+        )
+    return axes
+
+
+def _estimated(plane: npt.NDArray[Any]) -> Normalisation:
+    if plane.dtype.kind == "f":
+        # Row by row: a mask of a whole slide is a gigabyte.
+        bad = sum(int(np.count_nonzero(~np.isfinite(row))) for channel in plane for row in channel)
+        if bad:
+            raise UnsupportedImage(
+                f"{bad} of {plane.size} pixels are NaN or infinite; replace them, for instance with np.nan_to_num."
+            )
+    return estimate(plane)
+
+
+def _planes(axes: str, shape: tuple[int, ...], *, together: bool) -> Iterator[tuple[Any, ...]]:
+    """Index each image that is restored by itself; keeps Y, X and, where colours go together, S."""
+    looped = [i for i, a in enumerate(axes) if a not in "YX" and not (a == "S" and together)]
+    for position in np.ndindex(*(shape[i] for i in looped)):
+        index: list[Any] = [slice(None)] * len(axes)
+        for axis, at in zip(looped, position, strict=True):
+            # A slice keeps the S axis, so that every plane has the same form.
+            index[axis] = slice(at, at + 1) if axes[axis] == "S" else at
+        yield tuple(index)
+
+
+def _channels_first(plane: npt.NDArray[Any], axes: str) -> npt.NDArray[Any]:
+    """View [Y, X] or [Y, X, S] as [C, Y, X]."""
+    return np.moveaxis(plane, -1, 0) if "S" in axes else plane[None]
+
+
+def _as_dtype(values: npt.NDArray[np.float64], dtype: np.dtype[Any], *, floor: float | None) -> npt.NDArray[Any]:
+    """Round to an integer type within its limits, or to a float type; not below `floor`."""
+    if floor is not None:
+        values = np.maximum(values, floor)
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    # The float nearest to the largest 64-bit integer lies above it, and casting that overflows.
+    highest = float(limits.max) if int(float(limits.max)) <= limits.max else float(np.nextafter(limits.max, 0.0))
+    return np.rint(values).clip(float(limits.min), highest).astype(dtype)
+
+
+def _scaled(progress: Progress | None, plane: int, planes: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(plane * total + done, planes * total)
