@@ -1,0 +1,406 @@
+"""The training loop in plain torch: batches go in, metrics come out.
+
+It knows nothing of Ray, of files or of where batches come from. A script drives it as a Ray worker does::
+
+    trainer = Trainer(config, device="cuda")
+    for epoch in itertools.count():
+        for step in trainer.run(batches(epoch)):      # ends with the batches or with the last step
+            print(step.step, step.loss)
+        if trainer.finished:
+            break
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from refocus.data.batches import TileBatch
+from refocus.errors import ModelUnfit, NonFiniteLoss
+from refocus.model import losses
+from refocus.model.checkpoint import ModelPackage
+from refocus.model.networks import Discriminator, Prediction, RefocusNetwork, build_network
+from refocus.training.config import TrainingConfig
+from refocus.training.pairs import PairMaker, Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """One optimizer step on this rank.
+
+    Parameters
+    ----------
+    step : int
+        Steps done, this one included.
+    loss : float
+    terms : mapping
+        Each term of the loss by name, unweighted.
+    samples : int
+        On this rank.
+    gradient_norm : float
+        Before clipping.
+    learning_rate : float
+    data_wait_s, pairs_s, step_s : float
+        Waiting for the batch, forming pairs, network and optimizer. On an accelerator work is queued, and what is
+        queued counts where it is first waited for.
+    """
+
+    step: int
+    loss: float
+    terms: Mapping[str, float]
+    samples: int
+    gradient_norm: float
+    learning_rate: float
+    data_wait_s: float
+    pairs_s: float
+    step_s: float
+
+
+@dataclass(slots=True)
+class ValidationSums:
+    """Sums over validation samples, to be added over ranks before they are divided: exact at any number of ranks.
+
+    Parameters
+    ----------
+    samples : float
+    sums : dict
+        Sum over samples of each metric: ``loss``, ``psnr_db``, ``psnr_input_db``, ``ssim``, ``ssim_input``,
+        ``signal_ratio``, ``blur_error_px``.
+    """
+
+    samples: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    NAMES = ("loss", "psnr_db", "psnr_input_db", "ssim", "ssim_input", "signal_ratio", "blur_error_px")
+
+    def as_tensor(self) -> Tensor:
+        """Return ``[samples, sum, sum, ...]`` in the order of `NAMES`, float64, to all-reduce."""
+        return torch.tensor([self.samples, *(self.sums.get(n, 0.0) for n in self.NAMES)], dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, values: Tensor) -> ValidationSums:
+        """Rebuild from `as_tensor` of several ranks, added."""
+        first, *rest = values.tolist()
+        return cls(first, dict(zip(cls.NAMES, rest, strict=True)))
+
+    def means(self) -> dict[str, float]:
+        """Means over samples; empty where there was none."""
+        return {name: total / self.samples for name, total in self.sums.items()} if self.samples else {}
+
+
+class Trainer:
+    """A network, its optimizer, its averaged twin, and where in the schedule they are.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    device : torch.device or str
+    network : Module, optional
+        To be trained; may be wrapped for data-parallel training already. Built from `config` (seeded by
+        `config.seed`, so that ranks start equal) where not given.
+    distributed : bool
+        Wrap the networks in DistributedDataParallel; the process group must exist.
+    world_size : int
+        Over how many ranks `config.batch_size` is divided, for `local_batch_size`.
+
+    Raises
+    ------
+    ConfigurationError
+        If recipe and optics do not fit together.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        device: torch.device | str = "cpu",
+        network: nn.Module | None = None,
+        distributed: bool = False,
+        world_size: int = 1,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.local_batch_size = max(1, config.batch_size // world_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            built = network if network is not None else initial_network(config)
+            critic = (
+                Discriminator(config.network.channels, config.discriminator.width) if config.discriminator else None
+            )
+        self.network = _placed(built, self.device, distributed)
+        self.discriminator = _placed(critic, self.device, distributed) if critic is not None else None
+        self.forward = torch.compile(self.network) if config.compile else self.network
+        self.optimizer = _adamw(self.network, config.learning_rate, config.weight_decay)
+        self.discriminator_optimizer = (
+            _adamw(self.discriminator, config.discriminator.learning_rate, 0.0)
+            if self.discriminator is not None and config.discriminator is not None
+            else None
+        )
+        self.averaged: RefocusNetwork = copy.deepcopy(unwrapped(self.network)).requires_grad_(False).eval()
+        self.pairs = PairMaker(config, device=self.device)
+        self.validation_pairs = PairMaker(config, device=self.device, augment=False)
+        self.step = 0
+        self.samples_seen = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps of the recipe are done."""
+        return self.step >= self.config.steps
+
+    def run(self, batches: Iterable[TileBatch], *, until_step: int | None = None) -> Iterator[StepMetrics]:
+        """Train on `batches`, one optimizer step each, and yield what happened after each.
+
+        Parameters
+        ----------
+        batches : iterable of TileBatch
+            On any device.
+        until_step : int, optional
+            Stop when this many steps have been done; `config.steps` is always the end.
+
+        Yields
+        ------
+        StepMetrics
+
+        Raises
+        ------
+        NonFiniteLoss
+            If loss or gradient is NaN or infinite; weights, averages and optimizer are as before the step.
+        """
+        end = min(self.config.steps, until_step if until_step is not None else self.config.steps)
+        if self.step >= end:
+            return
+        waiting_since = time.perf_counter()
+        for batch in batches:
+            got = time.perf_counter()
+            yield self.train_step(batch, data_wait_s=got - waiting_since)
+            if self.step >= end:
+                return
+            waiting_since = time.perf_counter()
+
+    def train_step(self, batch: TileBatch, *, data_wait_s: float = 0.0) -> StepMetrics:
+        """Take one optimizer step (two where the recipe is adversarial) on one batch."""
+        started = time.perf_counter()
+        pairs = self.pairs(batch)
+        formed = time.perf_counter()
+        rate = self.config.learning_rate * self.config.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        prediction = self._predict(self.forward, pairs.image)
+        total, terms = self._loss(prediction, pairs)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        loss, gradient_norm = float(total.detach()), float(norm)
+        if not (torch.isfinite(total.detach()) and torch.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteLoss(
+                f"step {self.step + 1}: loss is {loss} and gradient norm {gradient_norm} "
+                f"({', '.join(f'{k} {float(v.detach()):.3g}' for k, v in terms.items())}); tiles in the batch: "
+                f"{batch.index.tolist()}. Weights are as before this step. Look at those tiles, or lower "
+                "learning_rate or clip_norm and resume from the last checkpoint."
+            )
+        self.optimizer.step()
+        if self.discriminator is not None:
+            terms["discriminator"] = self._discriminator_step(prediction.image.detach(), pairs.target)
+        self.step += 1
+        self.samples_seen += len(batch)
+        self._average()
+        return StepMetrics(
+            step=self.step,
+            loss=loss,
+            terms={name: float(value.detach()) for name, value in terms.items()},
+            samples=len(batch),
+            gradient_norm=gradient_norm,
+            learning_rate=rate,
+            data_wait_s=data_wait_s,
+            pairs_s=formed - started,
+            step_s=time.perf_counter() - formed,
+        )
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[TileBatch]) -> ValidationSums:
+        """Measure the averaged weights on `batches`; defocus follows from tile and seed, so repeats agree.
+
+        PSNR and SSIM refer to the target's own range and are means over samples.
+        """
+        result = ValidationSums(sums=dict.fromkeys(ValidationSums.NAMES, 0.0))
+        for batch in batches:
+            pairs = self.validation_pairs(batch)
+            prediction = self._predict(self.averaged, pairs.image)
+            for row in range(len(batch)):
+                one = Prediction(*(field[row : row + 1] for field in prediction))
+                pair = Pairs(*(getattr(pairs, n)[row : row + 1] for n in ("image", "target", "blur_radius_px")))
+                total, _ = self._loss(one, pair, adversarial=False)
+                known = bool(pair.blur_radius_px.isfinite().all())
+                values = {
+                    "loss": total,
+                    "psnr_db": _psnr_db(one.image, pair.target),
+                    "psnr_input_db": _psnr_db(pair.image, pair.target),
+                    "ssim": losses.ms_ssim(one.image, pair.target)[0],
+                    "ssim_input": losses.ms_ssim(pair.image, pair.target)[0],
+                    "signal_ratio": one.image.sum() / pair.target.sum().clamp_min(1e-6),
+                    "blur_error_px": (one.blur_radius_px.mean() - pair.blur_radius_px).abs().sum() if known else 0.0,
+                }
+                for name, value in values.items():
+                    result.sums[name] += float(value)
+                result.samples += 1
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs, on the device it is on; `load_state_dict` takes it back.
+
+        Weights are those of the bare networks, whether or not they are wrapped here or there.
+        """
+        state: dict[str, Any] = {
+            "config": self.config.model_dump(mode="json"),
+            "step": self.step,
+            "samples_seen": self.samples_seen,
+            "network": unwrapped(self.network).state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            state["discriminator"] = unwrapped(self.discriminator).state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict` of an earlier trainer.
+
+        Raises
+        ------
+        ModelUnfit
+            If it came from another architecture, or lacks a network that this recipe trains.
+        """
+        theirs, ours = state["config"]["network"], self.config.network.model_dump(mode="json")
+        different = [f"{k} {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
+        if different:
+            raise ModelUnfit(
+                f"the checkpoint is of another network: {'; '.join(different)}. "
+                "Resume with the recipe that wrote it, or start a new run."
+            )
+        if self.discriminator is not None and "discriminator" not in state:
+            raise ModelUnfit("the checkpoint has no discriminator and this recipe is adversarial; start a new run.")
+        unwrapped(self.network).load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            unwrapped(self.discriminator).load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        torch.set_rng_state(state["torch_rng"].cpu())
+        self.step = int(state["step"])
+        self.samples_seen = int(state["samples_seen"])
+
+    def _predict(self, network: Any, image: Tensor) -> Prediction:
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return network(image)
+
+    def _loss(
+        self, prediction: Prediction, pairs: Pairs, *, adversarial: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        weights, image, target = self.config.loss, prediction.image, pairs.target
+        terms: dict[str, Tensor] = {}
+        for name, term in (
+            ("log_mse", losses.log_mse),
+            ("charbonnier", losses.charbonnier),
+            ("berhu", losses.berhu),
+            ("fourier", losses.fourier),
+            ("light", losses.light),
+        ):
+            if getattr(weights, name):
+                terms[name] = term(image, target)
+        if weights.ssim or weights.ms_ssim:
+            fine, all_scales = losses.ms_ssim(image, target)
+            terms["ssim"], terms["ms_ssim"] = 1.0 - fine, 1.0 - all_scales
+        # Heads always take part, if with weight 0: data-parallel training waits for every parameter's gradient.
+        terms["scale"] = losses.laplace_nll(image, target, prediction.log_scale)
+        terms["blur"] = losses.blur_error(prediction, pairs.blur_radius_px)
+        critic = self.config.discriminator
+        if adversarial and self.discriminator is not None and critic is not None and self.step >= critic.start_step:
+            # The bare module with detached weights: no gradient for it, and no data-parallel bookkeeping to upset.
+            bare = unwrapped(self.discriminator)
+            frozen = {name: value.detach() for name, value in bare.named_parameters()}
+            terms["adversarial"] = losses.lsgan_generator(torch.func.functional_call(bare, frozen, (image,)))
+        total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+        return total, terms
+
+    def _discriminator_step(self, refocused: Tensor, sharp: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        assert self.discriminator_optimizer is not None
+        # One pass over both: two passes through a data-parallel module before one backward are not supported.
+        scores = self.discriminator(torch.cat([sharp, refocused]))
+        of_sharp, of_refocused = scores.chunk(2)
+        loss = losses.lsgan_discriminator(of_sharp, of_refocused)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.clip_norm)
+        self.discriminator_optimizer.step()
+        return loss
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        ours = list(unwrapped(self.network).parameters())
+        torch._foreach_lerp_(list(self.averaged.parameters()), ours, 1.0 - decay)
+
+
+def initial_network(config: TrainingConfig) -> RefocusNetwork:
+    """Build the recipe's network with the weights that it starts from.
+
+    Raises
+    ------
+    ModelMissing
+        If `initial_weights` names nothing.
+    ModelUnfit
+        If they are of another network.
+    """
+    network = build_network(config.network)
+    if config.initial_weights is not None:
+        kind, _, name = config.initial_weights.partition(":")
+        package = ModelPackage.bundled(name) if kind == "bundled" else ModelPackage.load(config.initial_weights)
+        if package.config.network != config.network:
+            raise ModelUnfit(
+                f"initial_weights {config.initial_weights!r} is a network {package.config.network}, and recipe "
+                f"{config.name!r} trains {config.network}. Take the network from the package, or start from None."
+            )
+        network.load_state_dict(package.weights)
+    return network
+
+
+def unwrapped(module: nn.Module) -> Any:
+    """The bare module below DistributedDataParallel, or the module itself."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def _placed(module: nn.Module, device: torch.device, distributed: bool) -> nn.Module:
+    if isinstance(module, DistributedDataParallel):
+        return module
+    module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not distributed:
+        return module
+    return DistributedDataParallel(
+        module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+def _adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that leaves biases and norms alone."""
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99))
+
+
+def _psnr_db(image: Tensor, target: Tensor) -> Tensor:
+    span = (target.max() - target.min()).clamp_min(1e-6)
+    return 10.0 * torch.log10(span.square() / (image - target).square().mean().clamp_min(1e-12))

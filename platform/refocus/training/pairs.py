@@ -1,0 +1,172 @@
+"""From tiles to what the network sees: (defocused, in-focus) pairs, formed on the training device.
+
+Every random choice about a sample follows from ``(seed, epoch, tile index)``: neither the batch it lands in nor the
+worker that draws it changes it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refocus.data.batches import TileBatch
+from refocus.errors import ConfigurationError
+from refocus.training.config import TrainingConfig
+
+_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A batch as the network learns from it.
+
+    Parameters
+    ----------
+    image, target : Tensor, float32, shape [B, C, crop, crop]
+        Defocused and in focus, in one normalisation.
+    blur_radius_px : Tensor, shape [B]
+        At the crop's centre; NaN where unknown.
+    """
+
+    image: Tensor
+    target: Tensor
+    blur_radius_px: Tensor
+
+
+class PairMaker:
+    """Turns `TileBatch` into `Pairs`: flips, zoom, random defocus for sharp rows, renormalisation.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    device : torch.device or str
+    augment : bool
+        False leaves orientation, zoom and scale alone, for validation; the defocus stays random (and repeatable).
+    """
+
+    def __init__(self, config: TrainingConfig, *, device: torch.device | str = "cpu", augment: bool = True) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.augment = augment
+        self.defocus = config.random_defocus(str(device))
+
+    def __call__(self, batch: TileBatch) -> Pairs:
+        """Form the pairs of one batch.
+
+        Parameters
+        ----------
+        batch : TileBatch
+            Windows of at least `TrainingConfig.crop_px`; of `TrainingConfig.window_px` nothing is mirrored.
+
+        Raises
+        ------
+        ConfigurationError
+            If channels or window do not fit the recipe.
+        """
+        channels, height, width = batch.pixels.shape[1:]
+        if channels != self.config.network.channels:
+            raise ConfigurationError(
+                f"the batch has {channels} channels and recipe {self.config.name!r} trains a network of "
+                f"{self.config.network.channels}."
+            )
+        if min(height, width) < self.config.crop_px:
+            raise ConfigurationError(
+                f"windows are {height} x {width} px and the recipe's crop is {self.config.crop_px} px; "
+                f"ask for windows of {self.config.window_px} px."
+            )
+        batch = batch.to(self.device)
+        keys = zip(batch.epoch.tolist(), batch.index.tolist(), strict=True)
+        seeds = torch.tensor([sample_seed(self.config.seed, epoch, index) for epoch, index in keys])
+        draws = torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+
+        inner = self.defocus.input_px
+        pixels, target, zooms = [], [], []
+        for row in range(len(batch)):
+            zoom = self._zoom(float(draws[row, 0]))
+            sharp = bool(batch.is_sharp[row])
+            side = inner if sharp else self.config.crop_px
+            pixels.append(self._view(batch.pixels[row], draws[row], zoom, side))
+            target.append(pixels[-1] if sharp else self._view(batch.target[row], draws[row], zoom, side))
+            zooms.append(zoom)
+        zoomed = torch.tensor(zooms, device=self.device)
+        image, in_focus, blur = self._defocused(batch, pixels, target, seeds, zoomed)
+        return self._renormalised(image, in_focus, blur, draws.to(self.device))
+
+    def _zoom(self, draw: float) -> float:
+        low, high = self.config.zoom
+        return low * (high / low) ** draw if self.augment else 1.0
+
+    def _view(self, image: Tensor, draws: Tensor, zoom: float, side: int) -> Tensor:
+        """One of eight orientations, resampled by `zoom`, cut to `side` at the centre where larger."""
+        if self.augment:
+            image = torch.rot90(image, int(draws[1] * 4), (-2, -1))
+            image = image.flip(-1) if draws[2] < 0.5 else image
+        wanted = [min(n, math.ceil(side / zoom)) for n in image.shape[-2:]]
+        image = _centre(image, *wanted)
+        if zoom != 1.0:
+            size = [max(round(n * zoom), min(side, self.config.crop_px)) for n in wanted]
+            image = F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
+        return _centre(image, min(side, image.shape[-2]), min(side, image.shape[-1]))
+
+    def _defocused(
+        self, batch: TileBatch, pixels: list[Tensor], target: list[Tensor], seeds: Tensor, zoom: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        crop = self.config.crop_px
+        shape = (len(batch), batch.pixels.shape[1], crop, crop)
+        image, in_focus = torch.empty(shape, device=self.device), torch.empty(shape, device=self.device)
+        blur = batch.blur_radius_px * zoom
+        for row in range(len(batch)):
+            if not batch.is_sharp[row]:
+                image[row], in_focus[row] = _centre(pixels[row], crop, crop), _centre(target[row], crop, crop)
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for row in range(len(batch)):
+            if batch.is_sharp[row]:
+                sizes.setdefault((pixels[row].shape[-2], pixels[row].shape[-1]), []).append(row)
+        pixel_size = batch.pixel_size_um / zoom
+        for rows in sizes.values():
+            at = torch.tensor(rows)
+            made = self.defocus(
+                torch.stack([pixels[row] for row in rows]), seeds=seeds[at], pixel_size_um=pixel_size[at]
+            )
+            image[at], in_focus[at] = made.image, made.in_focus
+            blur[at] = made.blur_radius_px.to(blur.dtype)
+        return image, in_focus, blur
+
+    def _renormalised(self, image: Tensor, target: Tensor, blur: Tensor, draws: Tensor) -> Pairs:
+        """Give crops the scales and offsets that crops of whole images have.
+
+        A whole image is normalised by its own percentiles; a crop of it can be dense or empty. So the scale lies
+        anywhere between the crop's own and that of the image it came from, and beyond by `renormalise_jitter`.
+        """
+        flat = image.flatten(1)
+        low = torch.quantile(flat, 0.01, dim=1)
+        span = (torch.quantile(flat, 0.998, dim=1) - low).clamp_min(0.02)
+        if self.augment:
+            share = draws[:, 3]
+            spread = torch.special.ndtri(draws[:, 4].clamp(0.02, 0.98)) * self.config.renormalise_jitter
+            scale = torch.exp(share * span.log() + (1 - share) * span.clamp_min(1.0).log() + spread)
+            offset = low * (0.4 + 0.6 * draws[:, 5]) + 0.04 * (draws[:, 6] - 0.5) * scale
+        else:
+            scale, offset = span.clamp_min(0.25), low
+        scale, offset = scale.reshape(-1, 1, 1, 1), offset.reshape(-1, 1, 1, 1)
+        return Pairs((image - offset) / scale, (target - offset) / scale, blur)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Mix three numbers into one of 62 bits (splitmix64's finaliser, Steele et al. 2014)."""
+    state = 0
+    for number in (seed, epoch, index):
+        state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 2
+
+
+def _centre(image: Tensor, height: int, width: int) -> Tensor:
+    y, x = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., y : y + height, x : x + width]
