@@ -42,6 +42,7 @@ class LocalCluster:
 
     Attributes
     ----------
+    working_directory : path or None
     environment : dict
         What a process needs in its environment to speak to this cluster alone.
 
@@ -60,7 +61,7 @@ class LocalCluster:
         object_store_bytes: int = 512 * 2**20,
     ) -> None:
         self._num_cpus = num_cpus
-        self._working_directory = working_directory
+        self.working_directory = working_directory
         self._object_store_bytes = object_store_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -97,7 +98,7 @@ class LocalCluster:
         log = self._folder / "head.log"
         with log.open("wb") as sink:
             self._process = subprocess.Popen(
-                command, env=head_environment, cwd=self._working_directory, stdout=sink,
+                command, env=head_environment, cwd=self.working_directory, stdout=sink,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         try:
@@ -128,7 +129,7 @@ class LocalCluster:
     def run(self, *command: str, timeout_s: float, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command against this cluster and return its output."""
         return subprocess.run(
-            command, env=self.environment, cwd=self._working_directory, timeout=timeout_s, check=check, text=True,
+            command, env=self.environment, cwd=self.working_directory, timeout=timeout_s, check=check, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

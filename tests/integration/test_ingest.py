@@ -1,0 +1,166 @@
+"""Ingest against a real store: what is good becomes tiles, what is bad is named, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from samples import focal_series, sharp_image, tiff
+
+from refocus.data.dataset import DatasetVersion, version_prefix
+from refocus.data.ingest import QUARANTINE, adopt_plan, ingest_unit, plan_digest, plan_ingest, seal
+from refocus.data.sidecar import Rule
+from refocus.data.splits import split_of
+from refocus.errors import (
+    BucketMissing,
+    DatasetExists,
+    DatasetIncomplete,
+    DatasetMissing,
+    ObjectChanged,
+    StoreAccessDenied,
+)
+from refocus.io.store import ObjectStore
+
+pytestmark = pytest.mark.store
+
+
+def ingest_here(store: ObjectStore, *, version: str = "v1", fallback: Rule | None = None) -> DatasetVersion:
+    """The whole ingest in this process: the same units, without Ray."""
+    plan = adopt_plan(store, "cells", version, plan_ingest(store, "raw/", fallback=fallback))
+    prefix = version_prefix("cells", version)
+    return seal(store, "cells", version, plan, [ingest_unit(store, prefix, plan, unit) for unit in plan.units])
+
+
+def quarantine(store: ObjectStore, version: str = "v1") -> dict[str, dict]:
+    lines = store.get(version_prefix("cells", version) + QUARANTINE).decode().splitlines()
+    return {item["source"]: item for item in map(json.loads, lines)}
+
+
+def test_a_z_stack_becomes_pairs_with_its_in_focus_plane(store):
+    store.put("raw/stack.tif", tiff(focal_series(best=4)))
+    rule = Rule(z_step_um=0.5, pixel_size_um=0.325, numerical_aperture=0.75)
+    dataset = ingest_here(store, fallback=rule)
+    (source,) = dataset.manifest.sources
+    assert source.in_focus_plane == pytest.approx(4, abs=0.5)
+    tiles = list(dataset.tiles(split_of("stack")))
+    assert len(tiles) == 9
+    for tile in tiles:
+        assert tile.defocus_um == pytest.approx((tile.plane - source.in_focus_plane) * 0.5)
+        np.testing.assert_array_equal(tile.target[0], focal_series(best=4)[4])
+    in_focus = next(tile for tile in tiles if tile.plane == 4)
+    np.testing.assert_array_equal(in_focus.pixels, in_focus.target)
+
+
+def test_sharp_images_become_tiles_that_hold_the_very_pixels(store):
+    image = sharp_image(3)
+    store.put("raw/sharp.tif", tiff(image))
+    (tile,) = ingest_here(store).tiles(split_of("sharp"))
+    assert tile.kind == "sharp"
+    np.testing.assert_array_equal(tile.pixels[0], image)
+
+
+BAD = {
+    "raw/truncated.tif": (tiff(focal_series())[:9000], "truncated"),
+    "raw/text.tif": (b"these are my notes, not an image", "no image"),
+    "raw/empty.tif": (b"", "empty"),
+    "raw/one_plane.tif": (tiff(focal_series()[:1]), "1 z-plane"),
+    "raw/nan.tif": (tiff(np.where(np.eye(96) > 0, np.nan, 1.0).astype(np.float32)), "NaN"),
+    "raw/ambiguous.tif": (tiff(focal_series(), metadata=None), "does not say"),
+    "raw/edge.tif": (tiff(focal_series(best=0)), "edge"),
+    "raw/broken.png": (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "PNG"),
+}
+
+
+def test_bad_sources_are_quarantined_with_their_reason_and_the_good_ones_go_on(store):
+    store.put("raw/good.tif", tiff(sharp_image()))
+    for key, (data, _) in BAD.items():
+        store.put(key, data)
+    dataset = ingest_here(store)
+    found = quarantine(store)
+    assert [source.source for source in dataset.manifest.sources] == ["raw/good.tif"]
+    assert set(found) == set(BAD)
+    assert dataset.manifest.quarantined == len(BAD)
+    for key, (_, expected) in BAD.items():
+        assert expected in found[key]["reason"], found[key]["reason"]
+        assert key in found[key]["reason"]
+
+
+def test_duplicated_planes_are_counted_and_left_out(store):
+    stack = focal_series()
+    stack[7] = stack[6]
+    store.put("raw/stack.tif", tiff(stack))
+    dataset = ingest_here(store)
+    assert "raw/stack.tif#z=7" in quarantine(store)
+    assert len(list(dataset.tiles(split_of("stack")))) == 8
+
+
+def test_a_reversed_stack_finds_the_same_plane(store):
+    store.put("raw/stack.tif", tiff(focal_series(best=3)[::-1]))
+    (source,) = ingest_here(store).manifest.sources
+    assert source.in_focus_plane == pytest.approx(5, abs=0.5)
+
+
+def test_a_complete_version_never_changes(store):
+    store.put("raw/a.tif", tiff(sharp_image()))
+    ingest_here(store)
+    with pytest.raises(DatasetExists, match="complete"):
+        ingest_here(store)
+
+
+def test_a_version_that_was_begun_from_other_images_is_not_taken_over(store):
+    store.put("raw/a.tif", tiff(sharp_image()))
+    adopt_plan(store, "cells", "v1", plan_ingest(store, "raw/"))
+    store.put("raw/b.tif", tiff(sharp_image(1)))
+    with pytest.raises(DatasetExists, match="other images"):
+        ingest_here(store)
+
+
+def test_an_interrupted_ingest_leaves_no_half_version_and_goes_on(store):
+    store.put("raw/a.tif", tiff(sharp_image()))
+    plan = adopt_plan(store, "cells", "v1", plan_ingest(store, "raw/"))
+    ingest_unit(store, version_prefix("cells", "v1"), plan, plan.units[0])
+    with pytest.raises(DatasetIncomplete, match="not finished"):
+        DatasetVersion.open(store, "cells/v1")
+    assert ingest_here(store).manifest.rows(split_of("a")) == 1
+    assert DatasetVersion.open(store, "cells").manifest.version == "v1"
+
+
+def test_a_plan_is_named_after_its_content_not_its_time(store):
+    store.put("raw/a.tif", tiff(sharp_image()))
+    first = plan_digest(plan_ingest(store, "raw/"))
+    assert first == plan_digest(plan_ingest(store, "raw/"))
+    store.put("raw/b.tif", tiff(sharp_image(1)))
+    assert first != plan_digest(plan_ingest(store, "raw/"))
+
+
+def test_an_object_that_changes_between_plan_and_reading_is_noticed(store):
+    store.put("raw/stack.tif", tiff(focal_series()))
+    plan = plan_ingest(store, "raw/")
+    store.put("raw/stack.tif", tiff(focal_series(seed=5)))
+    with pytest.raises(ObjectChanged):
+        ingest_unit(store, "datasets/cells/v1/", plan, plan.units[0])
+
+
+def test_an_empty_prefix_and_a_missing_dataset_say_what_to_do(store):
+    with pytest.raises(DatasetIncomplete, match="no image to ingest"):
+        plan_ingest(store, "raw/")
+    with pytest.raises(DatasetMissing, match=r"jobs/ingest\.py"):
+        DatasetVersion.open(store, "nothing/v1")
+
+
+def test_a_missing_bucket_and_wrong_credentials_are_told_apart(store):
+    elsewhere = ObjectStore(store.settings.model_copy(update={"bucket": "no-such-bucket-here"}))
+    with pytest.raises(BucketMissing, match="no-such-bucket-here"):
+        plan_ingest(elsewhere, "raw/")
+    stranger = ObjectStore(store.settings.model_copy(update={"access_key": "somebody"}))
+    with pytest.raises(StoreAccessDenied, match="credentials"):
+        plan_ingest(stranger, "raw/")
+
+
+def test_the_real_focal_series_are_in_focus_where_people_see_it(store, real_data):
+    for name in ("mitochondria_lightsheet", "neurons_phase_contrast"):
+        store.put(f"raw/{name}.ome.tif", (real_data / "stacks" / f"{name}.ome.tif").read_bytes())
+    found = {source.specimen: source.in_focus_plane for source in ingest_here(store).manifest.sources}
+    assert found["mitochondria_lightsheet"] == pytest.approx(18, abs=2)
+    assert found["neurons_phase_contrast"] == pytest.approx(11, abs=1)

@@ -1,0 +1,42 @@
+"""Sending a folder to the store."""
+
+from __future__ import annotations
+
+import pytest
+
+from refocus.errors import ConfigurationError
+from refocus.io.upload import upload
+
+pytestmark = pytest.mark.store
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, data in {"a.tif": b"1", "sub/b.tif": b"22", ".hidden": b"3"}.items():
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "images"
+
+
+def test_a_folder_goes_under_the_prefix_and_hidden_files_stay_behind(store, folder):
+    assert upload(store, folder, "raw/plate7") == (2, 0)
+    assert [entry.key for entry in store.list()] == ["raw/plate7/a.tif", "raw/plate7/sub/b.tif"]
+
+
+def test_what_is_there_with_the_same_bytes_is_not_sent_again(store, folder):
+    upload(store, folder, "raw/plate7/")
+    (folder / "a.tif").write_bytes(b"other")
+    assert upload(store, folder, store.uri("raw/plate7")) == (1, 1)
+    assert store.get("raw/plate7/a.tif") == b"other"
+
+
+def test_a_single_file_keeps_its_name(store, folder):
+    upload(store, folder / "a.tif", "raw")
+    assert store.get("raw/a.tif") == b"1"
+
+
+def test_a_folder_without_files_is_an_error(store, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="no file"):
+        upload(store, tmp_path / "empty", "raw")

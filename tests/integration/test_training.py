@@ -1,0 +1,157 @@
+"""Training as users start it: real processes on the session's cluster, real store, two DDP workers."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import uuid
+
+import pytest
+from samples import put_sharp_images
+
+from refocus.errors import ConfigurationError, DatasetIncomplete, DatasetMissing, ResourcesMissing, RunExists
+from refocus.io.store import ObjectStore
+from refocus.model.checkpoint import ModelPackage
+from refocus.training.runs import best_checkpoint, fetch_checkpoint, read_progress, whole_checkpoints
+
+pytestmark = [pytest.mark.store, pytest.mark.ray]
+
+_TINY = (
+    "--set", "crop_px=64", "--set", "batch_size=4", "--set", "warmup_steps=1", "--set", "validation_tiles=3",
+    "--set", "checkpoint_interval_steps=4", "--set", "initial_weights=null",
+    "--set", "network={widths: [8, 12], encoder_blocks: [1], decoder_blocks: [1], middle_blocks: 1}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared_store(store_settings) -> ObjectStore:
+    return ObjectStore(store_settings)
+
+
+@pytest.fixture(scope="module")
+def dataset(shared_store) -> str:
+    return put_sharp_images(shared_store, name=f"training-{uuid.uuid4().hex[:6]}")
+
+
+def train(cluster, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    return cluster.run("jobs/train.py", *arguments, timeout_s=timeout_s, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished_run(cluster, dataset) -> str:
+    name = f"done-{uuid.uuid4().hex[:6]}"
+    run = train(cluster, "--recipe", "smoke", "--dataset", dataset, "--run", name, "--set", "steps=8", *_TINY)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert "step 8" in run.stdout
+    return name
+
+
+def test_a_run_ends_with_its_steps_and_a_package_that_can_be_served(finished_run, shared_store, tmp_path):
+    assert [entry["step"] for entry in read_progress(shared_store, finished_run)] == [4, 8]
+    checkpoint = best_checkpoint(shared_store, finished_run)
+    package = ModelPackage.load(fetch_checkpoint(shared_store, checkpoint, tmp_path))
+    assert package.config.network.widths == (8, 12)
+    assert package.card["run"] == finished_run
+    assert package.card["steps"] == 8
+
+
+def test_progress_says_what_an_engineer_asks(finished_run, shared_store):
+    last = read_progress(shared_store, finished_run)[-1]
+    assert {"loss", "samples_per_s", "data_wait_share", "gradient_norm", "validation_psnr_db"} <= set(last)
+    assert 0 <= last["data_wait_share"] <= 1
+
+
+def test_a_run_name_is_not_reused_without_resume(cluster, finished_run, dataset):
+    run = train(cluster, "--dataset", dataset, "--run", finished_run, "--set", "steps=8", *_TINY)
+    assert run.returncode == 1
+    assert "RunExists" in run.stdout
+    assert "--resume" in run.stdout
+
+
+def test_a_killed_driver_loses_at_most_one_checkpoint_interval(cluster, dataset, shared_store):
+    name = f"killed-{uuid.uuid4().hex[:6]}"
+    arguments = ("--recipe", "smoke", "--dataset", dataset, "--run", name, "--set", "steps=24", *_TINY)
+    driver = subprocess.Popen(
+        ["jobs/train.py", *arguments], cwd=cluster.working_directory, env=cluster.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while not whole_checkpoints(shared_store, name):
+            assert driver.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "no checkpoint within three minutes"
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    reached = whole_checkpoints(shared_store, name)[-1].seal.step
+    resumed = train(cluster, *arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stdout[-4000:]
+    assert whole_checkpoints(shared_store, name)[-1].seal.step == 24
+    steps = [entry["step"] for entry in read_progress(shared_store, name)]
+    assert steps == sorted(set(steps))
+    assert "resumed at step" in resumed.stdout
+    said = int(resumed.stdout.split("resumed at step ")[1].split()[0])
+    assert said >= reached
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (("--recipe", "smok"), "ConfigurationError", "smoke"),
+        (("--set", "step=5"), "ConfigurationError", "steps"),
+        (("--dataset", "nothing/v1"), "DatasetMissing", "jobs/ingest.py"),
+        (("--workers", "many"), "ConfigurationError", "MIN:MAX"),
+    ],
+)
+def test_bad_arguments_end_at_once_with_one_message(cluster, dataset, arguments, error, said):
+    defaults = () if "--dataset" in arguments else ("--dataset", dataset)
+    run = train(cluster, *defaults, *arguments, timeout_s=60)
+    assert run.returncode == 1
+    assert error in run.stdout
+    assert said in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+class TestBeforeWorkersStart:
+    """Checks in this process: what cannot work is said before a worker starts."""
+
+    def test_too_few_cpus_say_what_would_fit(self, ray_session):
+        from refocus.training.trainer import Workers
+
+        with pytest.raises(ResourcesMissing, match="--workers 4 would fit"):
+            Workers(40, 40, use_gpu=False).check()
+        with pytest.raises(ResourcesMissing, match="GPU"):
+            Workers(1, 1, use_gpu=True).check()
+
+    @pytest.mark.parametrize(("text", "expected"), [(None, (2, 2)), ("3", (3, 3)), ("1:3", (1, 3))])
+    def test_workers_are_read_from_their_flag(self, ray_session, text, expected):
+        from refocus.training.trainer import Workers
+
+        workers = Workers.parse(text)
+        assert (workers.minimum, workers.maximum) == expected
+        with pytest.raises(ConfigurationError):
+            Workers.parse("3:1")
+
+    def test_a_modality_that_the_dataset_lacks_is_named(self, ray_session, shared_store, dataset):
+        from refocus import recipes
+        from refocus.training.trainer import Workers, train
+
+        config = recipes.get("smoke").model_copy(update={"modality": "phase_contrast"})
+        with pytest.raises(DatasetIncomplete, match="phase_contrast; it has fluorescence"):
+            train(shared_store, config, dataset=dataset, run="never", workers=Workers(1, 1, use_gpu=False))
+
+    def test_a_dataset_that_is_not_there_is_named(self, ray_session, shared_store):
+        from refocus import recipes
+        from refocus.training.trainer import Workers, train
+
+        with pytest.raises(DatasetMissing):
+            train(shared_store, recipes.get("smoke"), dataset="none", run="never", workers=Workers(1, 1, use_gpu=False))
+
+    def test_a_taken_run_name_is_refused(self, ray_session, shared_store, dataset, finished_run):
+        from refocus import recipes
+        from refocus.training.trainer import Workers, train
+
+        workers = Workers(1, 1, use_gpu=False)
+        with pytest.raises(RunExists):
+            train(shared_store, recipes.get("smoke"), dataset=dataset, run=finished_run, workers=workers)
