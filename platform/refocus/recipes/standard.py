@@ -1,0 +1,71 @@
+"""The recipes that Refocus recommends; what they were compared with is in docs/networks.md."""
+
+from __future__ import annotations
+
+from refocus.model.checkpoint import bundled_names
+from refocus.model.networks import NetworkConfig
+from refocus.optics.random_defocus import OpticsRange
+from refocus.training.config import TrainingConfig
+
+#: Blur radii whose inverse filters the networks see: steps of a third or less, since a filter serves 7% around it well.
+FINE_FILTERS_PX = (3.5, 5.0, 7.0)
+COARSE_FILTERS_PX = (9.0, 12.0, 15.5, 19.5, 24.0, 29.5, 36.0)
+
+#: Reaches 10 um at NA 0.75 and 0.325 um pixels with a little to spare, and beyond for what the gate must know.
+BROAD_OPTICS = OpticsRange(blur_radius_px=(0.0, 37.0), out_of_range_share=0.05)
+
+
+def fluorescence() -> TrainingConfig:
+    """The default for fluorescence: one channel at a time, for an accelerator or many hours of CPU."""
+    return TrainingConfig(
+        name="fluorescence",
+        modality="fluorescence",
+        network=NetworkConfig(fine_filters_px=FINE_FILTERS_PX, coarse_filters_px=COARSE_FILTERS_PX),
+        crop_px=192,
+        batch_size=32,
+        steps=100_000,
+        warmup_steps=500,
+        checkpoint_interval_steps=2000,
+        optics=BROAD_OPTICS,
+    )
+
+
+def fluorescence_small() -> TrainingConfig:
+    """Half the width of `fluorescence`, a third of its time, for machines without matrix units."""
+    return fluorescence().model_copy(
+        update={
+            "name": "fluorescence_small",
+            "network": NetworkConfig(
+                widths=(16, 32, 64, 96), fine_filters_px=FINE_FILTERS_PX, coarse_filters_px=COARSE_FILTERS_PX
+            ),
+        }
+    )
+
+
+def brightfield() -> TrainingConfig:
+    """Stained sections in RGB: colours share one defocus and help one another."""
+    return fluorescence().model_copy(
+        update={
+            "name": "brightfield",
+            "modality": "brightfield",
+            "network": NetworkConfig(channels=3, fine_filters_px=FINE_FILTERS_PX, coarse_filters_px=COARSE_FILTERS_PX),
+        }
+    )
+
+
+def smoke() -> TrainingConfig:
+    """Two minutes on two CPU cores: continues from the bundled weights, or from nothing where none are bundled."""
+    return fluorescence().model_copy(
+        update={
+            "name": "smoke",
+            "initial_weights": "bundled:fluorescence" if "fluorescence" in bundled_names() else None,
+            "crop_px": 128,
+            "batch_size": 4,
+            "steps": 200,
+            "learning_rate": 1e-4,
+            "warmup_steps": 20,
+            "ema_decay": 0.99,
+            "checkpoint_interval_steps": 100,
+            "validation_tiles": 32,
+        }
+    )
