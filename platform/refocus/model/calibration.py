@@ -93,6 +93,51 @@ class Calibration(BaseModel):
         factor = np.interp(blur_radius_px, self.blur_radius_px, self.factor).astype(np.float32)
         return np.asarray(scale, np.float32) * factor
 
+    def half_width_of(self, scale: Values, blur_maps: Values, *, stride_px: int, axes: str) -> Values:
+        """Return half of the interval of a whole restoration.
+
+        Parameters
+        ----------
+        scale : ndarray
+            ``Restoration.scale``: shape and axes of the image.
+        blur_maps : ndarray, shape [planes, h, w]
+            ``Restoration.blur_radius_px``, one map for each plane in order.
+        stride_px : int
+            Pixels a side of one entry of a map.
+        axes : str
+            Of the image, such as ``"YX"`` or ``"CYX"``.
+
+        Returns
+        -------
+        ndarray, float32, shape of `scale`
+        """
+        rows, columns = axes.index("Y"), axes.index("X")
+        stacked = np.moveaxis(scale, (rows, columns), (-2, -1))
+        height, width = stacked.shape[-2:]
+        planes = stacked.reshape(-1, height, width)
+        if len(planes) % len(blur_maps):
+            raise InputError(f"{len(blur_maps)} blur maps for {len(planes)} planes of axes {axes!r}; they do not fit.")
+        # Colours that were restored together share a map.
+        together = len(planes) // len(blur_maps)
+        half = np.empty(planes.shape, np.float32)
+        for index, plane in enumerate(planes):
+            blur = enlarged(blur_maps[index // together], stride_px, (height, width))
+            half[index] = self.half_width(plane, blur)
+        return np.moveaxis(half.reshape(stacked.shape), (-2, -1), (rows, columns))
+
+
+def enlarged(blur_map: Values, stride_px: int, shape: tuple[int, int]) -> Values:
+    """Interpolate a map [h, w], whose entries stand for squares of pixels, to every pixel: linear, no steps."""
+    out = np.asarray(blur_map, np.float32)
+    for axis, length in enumerate(shape):
+        place = (np.arange(length) + 0.5) / stride_px - 0.5
+        lower = np.clip(np.floor(place).astype(int), 0, out.shape[axis] - 1)
+        upper = np.minimum(lower + 1, out.shape[axis] - 1)
+        share = np.clip(place - lower, 0, 1).astype(np.float32)
+        share = share[:, None] if axis == 0 else share[None, :]
+        out = np.take(out, lower, axis) * (1 - share) + np.take(out, upper, axis) * share
+    return out
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSample:

@@ -28,6 +28,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from refocus.errors import ModelCorrupt, ModelMissing, ModelUnfit
+from refocus.model.abstain import RangeGate
+from refocus.model.calibration import Calibration
 from refocus.model.networks import NetworkConfig, RefocusNetwork, build_network
 
 WEIGHTS, CONFIG, CARD, EVALUATION = "weights.safetensors", "config.json", "card.json", "evaluation.json"
@@ -54,6 +56,10 @@ class PackageConfig(BaseModel):
         How :func:`refocus.model.normalisation.estimate` is to read whole images.
     halo_px : int
         Rim that tiles need around what is kept of them.
+    calibration : Calibration
+        What the scale head must be multiplied by; unfitted, the Laplace distribution is taken at its word.
+    gate : RangeGate or None
+        What tells tiles outside the range; None where none was fitted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +73,8 @@ class PackageConfig(BaseModel):
     numerical_aperture: tuple[PositiveFloat, PositiveFloat] | None = None
     normalisation: Literal["percentiles-1-99.8"] = "percentiles-1-99.8"
     halo_px: Annotated[int, Field(ge=0)] = 128
+    calibration: Calibration = Calibration()
+    gate: RangeGate | None = None
 
     @property
     def channels(self) -> int:

@@ -8,6 +8,7 @@ from refocus.model.calibration import (
     Calibration,
     CalibrationSample,
     coverage,
+    enlarged,
     fit_calibration,
 )
 
@@ -78,3 +79,28 @@ def test_what_cannot_promise_anything_is_refused():
         Calibration(blur_radius_px=(2, 1), factor=(1, 1))
     with pytest.raises(ValidationError, match="one a band"):
         Calibration(blur_radius_px=(1, 2), factor=(1,))
+
+
+def test_a_blur_map_is_enlarged_without_steps():
+    grown = enlarged(np.array([[0.0, 8.0]]), 8, (8, 16))
+    # Centres of the two squares lie at 3.5 and 11.5 px; between them one pixel is an eighth of the way.
+    np.testing.assert_allclose(grown[0, 3:13], [0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8], atol=1e-6)
+    assert (grown[0] == grown[7]).all()
+
+
+@pytest.mark.parametrize(("axes", "maps"), [("YX", 1), ("CYX", 2), ("YXS", 1), ("YXS", 3), ("ZCYX", 6)])
+def test_each_plane_is_widened_by_its_own_blur(axes, maps):
+    sizes = {"Z": 3, "C": 2, "Y": 20, "X": 24, "S": 3}
+    shape = tuple(sizes[a] for a in axes)
+    calibration = Calibration(blur_radius_px=(0, 10), factor=(1, 11), specimens=9, pixels=9)
+    blur = np.arange(maps, dtype=np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
+    half = calibration.half_width_of(np.ones(shape, np.float32), blur, stride_px=16, axes=axes)
+    assert half.shape == shape
+    together = np.moveaxis(half, (axes.index("Y"), axes.index("X")), (-2, -1)).reshape(-1, 20, 24)
+    repeats = len(together) // maps
+    np.testing.assert_allclose(together[:, 0, 0], np.repeat(np.arange(maps) + 1, repeats))
+
+
+def test_maps_that_do_not_fit_the_planes_are_refused():
+    with pytest.raises(InputError, match="do not fit"):
+        Calibration().half_width_of(np.ones((3, 8, 8)), np.ones((2, 1, 1)), stride_px=8, axes="CYX")

@@ -1,0 +1,129 @@
+"""Fit what makes a package trustworthy: its intervals and its gate, on specimens that training has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from refocus.model.abstain import RangeGate, fit_gate
+from refocus.model.calibration import CalibrationSample, enlarged, fit_calibration
+from refocus.model.checkpoint import ModelPackage
+from refocus.model.restore import LoadedModel
+from refocus.optics.settings import OpticalSystem
+from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage, scenes_of
+
+Image = npt.NDArray[Any]
+
+#: Fractions of the largest blur at which intervals are calibrated: the whole range, evenly.
+CALIBRATION_STEPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+IN_RANGE_STEPS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+BEYOND_STEPS = (1.5, 1.6, 1.75, 2.0)
+#: Objectives on which the gate is fitted; equal blur in pixels looks a little different through each.
+GATE_SYSTEMS = (
+    STANDARD_SYSTEM,
+    OpticalSystem(numerical_aperture=0.45, wavelength_um=0.6, pixel_size_um=0.5),
+    OpticalSystem(numerical_aperture=0.95, wavelength_um=0.5, pixel_size_um=0.16),
+)
+
+
+def with_calibration(
+    package: ModelPackage,
+    images: Sequence[SharpImage],
+    *,
+    pixels_per_scene: int = 2000,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ModelPackage:
+    """Return the package with intervals calibrated on `images`; its digest changes with them.
+
+    Parameters
+    ----------
+    package : ModelPackage
+    images : sequence of SharpImage
+        Of the calibration split.
+    pixels_per_scene : int
+        Drawn at random from each scene.
+    device : torch.device or str, optional
+    seed : int
+    progress : callable, optional
+    """
+    settings = _at_steps(STANDARD_SYSTEM, package.config.largest_blur_px, CALIBRATION_STEPS, (1000.0, 2000.0), seed)
+    model = LoadedModel(package, device=device)
+    fitted = fit_calibration(_samples(model, images, settings, pixels_per_scene, progress))
+    return replace(package, config=package.config.model_copy(update={"calibration": fitted}))
+
+
+def _samples(
+    model: LoadedModel,
+    images: Sequence[SharpImage],
+    settings: SceneSettings,
+    pixels: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[CalibrationSample]:
+    rng = np.random.default_rng(settings.seed)
+    total = len(images) * len(settings.defocus_um) * len(settings.photons)
+    for done, scene in enumerate(scenes_of(images, settings)):
+        colour = len(scene.image) == 3
+        given = np.ascontiguousarray(np.moveaxis(scene.image, 0, -1)) if colour else scene.image
+        truth = np.moveaxis(scene.truth, 0, -1) if colour else scene.truth
+        found = model.restore(given, axes="YXS" if colour else "CYX", with_scale=True)
+        assert found.scale is not None
+        maps = [enlarged(m, found.stride_px, scene.truth.shape[1:]) for m in found.blur_radius_px]
+        blur = np.broadcast_to(np.stack(maps), scene.truth.shape)
+        blur = np.moveaxis(blur, 0, -1) if colour else blur
+        drawn = rng.integers(0, truth.size, pixels)
+        yield CalibrationSample(
+            scene.specimen,
+            np.abs(found.pixels - truth).ravel()[drawn],
+            found.scale.ravel()[drawn],
+            blur.ravel()[drawn],
+        )
+        if progress is not None:
+            progress(done + 1, total)
+
+
+def with_gate(
+    package: ModelPackage, images: Sequence[SharpImage], *, systems: Sequence[OpticalSystem] = GATE_SYSTEMS
+) -> ModelPackage:
+    """Return the package with a gate fitted on `images` at blurs in its range and 1.5 to 2 times beyond."""
+    gate = gate_for(package.config.largest_blur_px, images, systems=systems)
+    return replace(package, config=package.config.model_copy(update={"gate": gate}))
+
+
+def gate_for(
+    largest_blur_px: float, images: Sequence[SharpImage], *, systems: Sequence[OpticalSystem] = GATE_SYSTEMS
+) -> RangeGate:
+    """Fit a gate for a range of blur; it needs no network."""
+    near: list[Image] = []
+    far: list[Image] = []
+    for system in systems:
+        # Photons from dim to bright: a gate fitted on one exposure takes others for another blur.
+        for steps, into in ((IN_RANGE_STEPS, near), (BEYOND_STEPS, far)):
+            settings = _at_steps(system, largest_blur_px, steps, (500.0, 1500.0, 5000.0), 0)
+            into += [scene.image.mean(0) for scene in scenes_of(images, settings)]
+    return fit_gate(near, far, largest_blur_px=largest_blur_px)
+
+
+def flagged_by_blur(
+    gate: RangeGate, images: Iterable[SharpImage], *, system: OpticalSystem = STANDARD_SYSTEM
+) -> dict[float, float]:
+    """Share of tiles flagged by blur over the gate's range: its operating point, on images it was not fitted on."""
+    settings = _at_steps(system, gate.largest_blur_px, (*IN_RANGE_STEPS, *BEYOND_STEPS), (1000.0, 2000.0), 0)
+    found: dict[float, list[float]] = {}
+    for scene in scenes_of(images, settings):
+        step = round(scene.blur_radius_px / gate.largest_blur_px, 2)
+        found.setdefault(step, []).append(gate.flagged_share(scene.image))
+    return {step: float(np.mean(shares)) for step, shares in sorted(found.items())}
+
+
+def _at_steps(
+    system: OpticalSystem, largest_blur_px: float, steps: Sequence[float], photons: tuple[float, ...], seed: int
+) -> SceneSettings:
+    depths = tuple(system.defocus_um_for(step * largest_blur_px) for step in steps)
+    return SceneSettings(system=system, defocus_um=depths, photons=photons, seed=seed)
