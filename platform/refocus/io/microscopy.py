@@ -81,7 +81,7 @@ class ImageSource(ABC):
 def open_image(
     source: Path | bytes | BinaryIO, *, name: str = "", answers: Acquisition | None = None, axes: str | None = None
 ) -> ImageSource:
-    """Open a TIFF, OME-TIFF, ImageJ hyperstack, PNG or JPEG.
+    """Open a TIFF, OME-TIFF, ImageJ hyperstack, PNG, JPEG or the folder of an OME-Zarr.
 
     Parameters
     ----------
@@ -106,6 +106,10 @@ def open_image(
 
     if isinstance(source, Path):
         name = name or str(source)
+        if source.is_dir():
+            from refocus.io.zarr import ZarrSource
+
+            return ZarrSource(source, name=name, answers=answers, axes=axes)
         try:
             file: BinaryIO = source.open("rb")
         except OSError as error:

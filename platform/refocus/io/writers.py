@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree import ElementTree as ET
 
-import numpy as np
 import numpy.typing as npt
 import tifffile
 
@@ -42,8 +41,8 @@ def write_ome_tiff(
     """Write pixels as one OME-TIFF, a page a plane, as the OME schema of 2016-06 says.
 
     A file that is named by its path is there complete or not at all. What :func:`refocus.io.microscopy.open_image`
-    reads back is what was written: pixels bit by bit, lengths to the last digit. Axes of length 1 are not told apart from
-    axes that are not there: OME has always all five.
+    reads back is what was written: pixels bit by bit, lengths to the last digit. Axes of length 1 are not told
+    apart from axes that are not there: OME always has all five.
 
     Parameters
     ----------
