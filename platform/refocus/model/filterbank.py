@@ -21,7 +21,7 @@ from refocus.optics.settings import OpticalSystem
 NOMINAL = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
 _NOISE_FLOOR, _NOISE_SLOPE_PX = 2e-3, 20.0
 _IN_FOCUS_FLOOR = 2.5e-3
-_GRID_PX = 384
+_GRID_PX = 192
 #: Brings changes, a tenth of the image's contrast, to the size of the image.
 GAIN = 6.0
 

@@ -182,7 +182,8 @@ class _Heads(nn.Module):
         image = padded.float() + residual
         if changes is not None:
             share = F.interpolate(raw[:, self.answers :], scale_factor=2.0, mode="nearest")
-            image = image + torch.einsum("bfhw,bcfhw->bchw", share, changes)
+            # Not einsum: it would make a matrix product of ten numbers for each pixel.
+            image = image + (share[:, None] * changes).sum(2)
         low, high = LOG_SCALE_LIMITS
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         log_scale = middle + half * torch.tanh(raw_scale / half)

@@ -9,7 +9,7 @@ from refocus.optics.psf import widefield_psf
 
 
 def _blurred(sharp: torch.Tensor, radius_px: float) -> torch.Tensor:
-    """Periodic blur with the wave-optical PSF relative to focus, by an independent path: the whole image's transform."""
+    """Periodic blur with the wave-optical PSF, through the transform of the whole image."""
     side = sharp.shape[-1]
     distance = NOMINAL.defocus_um_for(radius_px)
     psf = widefield_psf(NOMINAL, torch.tensor([distance]), size_px=side)[0]

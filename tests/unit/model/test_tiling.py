@@ -18,7 +18,7 @@ def _grid(height: int, width: int) -> TileGrid:
     return TileGrid(height, width, stride_px=4, tile_px=64, halo_px=12, blend_px=8)
 
 
-def _run(image: Float32, predict, grid: TileGrid, **more) -> tuple[Float32, Float32 | None]:  # noqa: ANN001, ANN003
+def _run(image: Float32, predict, grid: TileGrid, **more) -> tuple[Float32, Float32 | None]:
     result = np.full_like(image, np.nan)
     scale = np.full_like(image, np.nan) if more.get("with_scale") else None
 

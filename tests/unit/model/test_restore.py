@@ -1,0 +1,153 @@
+"""restore(): every shape and type, units kept, nothing invented, seams unseen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
+from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.networks import NetworkConfig, build_network
+from refocus.model.normalisation import Normalisation
+from refocus.model.restore import LoadedModel, restore
+
+
+def _package(channels: int = 1, *, stirred: float = 0.0) -> ModelPackage:
+    network = NetworkConfig(
+        channels=channels,  # type: ignore[arg-type]
+        widths=(8, 12),
+        encoder_blocks=(1,),
+        decoder_blocks=(1,),
+        middle_blocks=1,
+        coarse_filters_px=(9.0,),
+    )
+    torch.manual_seed(0)
+    built = build_network(network)
+    if stirred:
+        with torch.no_grad():
+            built.trunk.heads.pixels.weight.add_(stirred * torch.randn_like(built.trunk.heads.pixels.weight))
+    config = PackageConfig(name="t", modality="fluorescence", network=network, largest_blur_px=9.0, halo_px=112)
+    return ModelPackage.of(built, config, dtype=torch.float32)
+
+
+IDENTITY, COLOUR = _package(), _package(3)
+CHANGING = _package(stirred=0.02)
+
+
+def _image(shape: tuple[int, ...], dtype: str = "uint16") -> np.ndarray:
+    return (np.random.default_rng(0).random(shape) * 200 + 20).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "int64", "float16", "float32", "float64"])
+def test_the_type_and_the_units_are_kept(dtype: str) -> None:
+    image = _image((40, 50), dtype)
+    result = restore(image, IDENTITY, precision="fp32")
+    assert result.pixels.dtype == image.dtype
+    # The untrained network changes nothing; float16 has 11 bits.
+    np.testing.assert_allclose(result.pixels.astype(float), image.astype(float), rtol=1e-3, atol=1e-3)
+
+
+def test_32_bit_integers_beyond_what_float32_holds_survive() -> None:
+    image = np.uint32(4_000_000_000) + _image((20, 20), "uint32")
+    assert np.array_equal(restore(image, IDENTITY, precision="fp32").pixels, image)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (17, 17), (1, 30), (30, 1), (3, 20, 22), (2, 3, 20, 22), (20, 22, 3), (2, 20, 22, 3)]
+)
+@pytest.mark.parametrize("package", [IDENTITY, COLOUR], ids=["grey", "colour"])
+def test_every_shape_comes_back(shape: tuple[int, ...], package: ModelPackage) -> None:
+    image = _image(shape)
+    result = restore(image, package, with_scale=True, precision="fp32")
+    np.testing.assert_allclose(result.pixels.astype(int), image.astype(int), atol=1)
+    assert result.scale is not None
+    assert result.scale.shape == shape
+    assert result.digest == package.digest
+    assert len(result.normalisations) == len(result.blur_radius_px)
+
+
+def test_four_fluorescence_channels_are_four_images() -> None:
+    image = _image((4, 20, 22))
+    image[2] += 1000
+    together = restore(image, CHANGING, axes="CYX", precision="fp32")
+    alone = restore(image[2], CHANGING, precision="fp32")
+    assert np.array_equal(together.pixels[2], alone.pixels)
+
+
+def test_a_constant_image_is_left_alone() -> None:
+    image = np.full((30, 30), 1234, np.uint16)
+    assert np.array_equal(restore(image, CHANGING).pixels, image)
+
+
+def test_results_are_clipped_to_the_type_and_not_wrapped() -> None:
+    image = _image((64, 64), "uint8")
+    image[::2] = 255
+    image[1::2] = 0
+    pixels = restore(image, _package(stirred=0.5), precision="fp32").pixels
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_with_a_count(bad: float) -> None:
+    image = _image((20, 20), "float32")
+    image[3, 4] = bad
+    with pytest.raises(UnsupportedImage, match="1 of 400 pixels"):
+        restore(image, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("image", "axes", "error"),
+    [
+        (_image((20, 20, 4)), None, ModelUnfit),
+        (_image((20, 20, 2)), "YXS", ModelUnfit),
+        (np.zeros(5), None, UnsupportedImage),
+        (np.zeros((0, 4)), None, UnsupportedImage),
+        (np.zeros((4, 4), bool), None, UnsupportedImage),
+        (np.zeros((4, 4), complex), None, UnsupportedImage),
+        (_image((5, 20, 20)), "YX", UnsupportedImage),
+        (_image((20, 20)), "XY", UnsupportedImage),
+        (_image((20, 20)), "QX", UnsupportedImage),
+    ],
+)
+def test_what_is_no_image_is_refused(image: np.ndarray, axes: str | None, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        restore(image, IDENTITY, axes=axes)
+
+
+def test_settings_that_would_show_seams_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="below 64"):
+        restore(_image((20, 20)), IDENTITY, halo_px=10)
+    with pytest.raises(ConfigurationError, match="precision"):
+        restore(_image((20, 20)), IDENTITY, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_tiled_and_whole_agree_below_a_grey_level() -> None:
+    image = _image((300, 420), "uint8").astype(np.float32)
+    whole = restore(image, CHANGING, tile_px=1024, precision="fp32").pixels
+    tiled = restore(image, CHANGING, tile_px=128, precision="fp32").pixels
+    assert not np.allclose(whole, image, atol=1)
+    span = float(whole.max() - whole.min())
+    assert np.abs(whole - tiled).max() < span / 255
+
+
+def test_a_given_normalisation_is_used_and_reported() -> None:
+    chosen = Normalisation(10.0, 50.0)
+    result = restore(_image((3, 20, 20)), CHANGING, axes="ZYX", normalisation=chosen)
+    assert result.normalisations == (chosen, chosen, chosen)
+
+
+def test_results_can_be_written_into_a_given_array() -> None:
+    image = _image((20, 30))
+    out = np.zeros_like(image)
+    assert restore(image, CHANGING, out=out).pixels is out
+    with pytest.raises(ConfigurationError, match="like the image"):
+        restore(image, CHANGING, out=np.zeros((20, 30), np.uint8))
+
+
+def test_progress_counts_tiles_over_all_planes() -> None:
+    told: list[tuple[int, int]] = []
+    LoadedModel(IDENTITY, tile_px=64).restore(_image((2, 130, 64)), axes="ZYX", progress=lambda *a: told.append(a))
+    assert told[-1] == (4, 4)
+    assert told == sorted(told)

@@ -1,0 +1,81 @@
+"""Pairs: repeatable by tile, in register, like whole images to the network."""
+
+from __future__ import annotations
+
+import torch
+
+from refocus.data.batches import TileBatch
+from refocus.optics.random_defocus import OpticsRange
+from refocus.training.config import TrainingConfig
+from refocus.training.pairs import PairMaker, sample_seed
+
+CONFIG = TrainingConfig(
+    name="t", crop_px=32, zoom=(0.8, 1.25), optics=OpticsRange(blur_radius_px=(0.0, 4.0)), renormalise_jitter=0.2
+)
+
+
+def tiles(indices: list[int], *, sharp: bool, epoch: int = 0, radius_px: float = float("nan")) -> TileBatch:
+    images = []
+    for index in indices:
+        generator = torch.Generator().manual_seed(index)
+        images.append(torch.nn.functional.avg_pool2d(torch.rand(1, 90, 90, generator=generator), 5, 1, 2))
+    target = torch.stack(images)
+    size = len(indices)
+    return TileBatch(
+        pixels=target if sharp else 0.5 * target + 0.2,
+        target=target,
+        is_sharp=torch.full((size,), sharp),
+        blur_radius_px=torch.full((size,), radius_px),
+        pixel_size_um=torch.full((size,), float("nan")),
+        index=torch.tensor(indices),
+        epoch=torch.full((size,), epoch),
+    )
+
+
+def test_a_sample_depends_on_seed_epoch_and_tile_alone() -> None:
+    maker = PairMaker(CONFIG)
+    together, alone = maker(tiles([1, 2, 3], sharp=True)), maker(tiles([2], sharp=True))
+    # The same transforms in a batch of another size: float32 rounding.
+    torch.testing.assert_close(together.image[1], alone.image[0], atol=1e-4, rtol=0)
+    other = maker(tiles([2], sharp=True, epoch=1))
+    assert not torch.allclose(alone.image, other.image, atol=0.05)
+
+
+def test_measured_pairs_stay_in_register_and_only_their_scale_changes() -> None:
+    pairs = PairMaker(CONFIG)(tiles([4, 5], sharp=False, radius_px=3.0))
+    for image, target in zip(pairs.image, pairs.target, strict=True):
+        # pixels were 0.5 target + 0.2: still a straight line after flips, zoom and renormalisation.
+        joined = torch.stack([image.flatten(), target.flatten()])
+        assert torch.corrcoef(joined)[0, 1] > 0.99999
+        assert (image.std() / target.std() - 0.5).abs() < 1e-3
+    low, high = CONFIG.zoom
+    assert (pairs.blur_radius_px >= 3.0 * low).all()
+    assert (pairs.blur_radius_px <= 3.0 * high).all()
+
+
+def test_unknown_blur_stays_unknown_and_simulated_blur_is_known() -> None:
+    maker = PairMaker(CONFIG)
+    assert maker(tiles([6], sharp=False)).blur_radius_px.isnan().all()
+    assert maker(tiles([6], sharp=True)).blur_radius_px.isfinite().all()
+
+
+def test_crops_lie_where_normalised_images_lie() -> None:
+    pairs = PairMaker(CONFIG)(tiles(list(range(24)), sharp=True))
+    levels = pairs.image.flatten(1)
+    # A normalised image's 1st percentile is 0 and its 99.8th is 1; crops scatter around that by the jitter.
+    assert levels.quantile(0.01, dim=1).median().abs() < 0.5
+    assert 0.3 < float(levels.quantile(0.998, dim=1).median()) < 2.5
+
+
+def test_validation_leaves_orientation_and_size_alone() -> None:
+    maker = PairMaker(CONFIG, augment=False)
+    batch = tiles([8], sharp=False)
+    pairs = maker(batch)
+    centre = batch.target[0, :, 29:61, 29:61].flatten()
+    assert torch.corrcoef(torch.stack([pairs.target.flatten(), centre]))[0, 1] > 0.99999
+
+
+def test_seeds_of_neighbouring_tiles_are_unrelated_and_fit_a_generator() -> None:
+    seeds = [sample_seed(s, e, i) for s in range(4) for e in range(4) for i in (0, 1, 2, 2**62)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**62 for seed in seeds)
