@@ -198,7 +198,7 @@ def _digest(data: bytes) -> str:
 
 
 def _differences(begun: RunRecord, asked: RunRecord) -> str:
-    pairs = [("dataset", begun.dataset, asked.dataset)]
+    pairs: list[tuple[str, Any, Any]] = [("dataset", begun.dataset, asked.dataset)]
     old, new = begun.config.model_dump(), asked.config.model_dump()
     pairs += [(name, old[name], new.get(name)) for name in old]
     return ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in pairs if was != now)

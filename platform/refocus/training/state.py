@@ -64,8 +64,8 @@ def _taken_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         parts = {str(key): _taken_apart(item, f"{path}/{key}", tensors) for key, item in value.items()}
         return {_INTEGER_KEYS: parts} if value and all(isinstance(key, int) for key in value) else parts
     if isinstance(value, (list, tuple)):
-        parts = [_taken_apart(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
-        return {_TUPLE: parts} if isinstance(value, tuple) else parts
+        items = [_taken_apart(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"training state at {path} is a {type(value).__name__}, which has no safe form on disk")

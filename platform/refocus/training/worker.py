@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 import ray.train.torch
@@ -26,8 +26,17 @@ from refocus.training.config import TrainingConfig
 from refocus.training.loop import StepMetrics, Trainer, ValidationSums
 from refocus.training.package import package_of
 from refocus.training.progress import Meter, progress_line
-from refocus.training.runs import RunRecord, read_progress, seal_folder, write_progress
+from refocus.training.runs import (
+    RunRecord,
+    fetch_checkpoint,
+    read_progress,
+    seal_folder,
+    whole_checkpoints,
+    write_progress,
+)
 from refocus.training.state import load_state, save_state
+
+_T = TypeVar("_T")
 
 _PREFETCHED_BATCHES = 3
 _SHUFFLE_BATCHES = 8
@@ -141,7 +150,8 @@ class _Worker:
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
-            checkpoint_dir_name=f"step-{step.step:08d}-{self._shared_suffix()}",
+            # No earlier attempt at this step may have used the name.
+            checkpoint_dir_name=f"step-{step.step:08d}-{self._shared(uuid.uuid4().hex[:6])}",
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
 
@@ -177,11 +187,13 @@ class _Worker:
             yield assembler.assemble(group)
 
     def _restore(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        # Ray Train knows a checkpoint only after every rank has reported it; ours counts as soon as it is whole.
+        checkpoints = whole_checkpoints(self.store, self.record.name) if self.rank == 0 else []
+        newest = self._shared(checkpoints[-1] if checkpoints else None)
+        if newest is None:
             return
-        with checkpoint.as_directory() as folder:
-            state = load_state(Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            state = load_state(fetch_checkpoint(self.store, newest, Path(folder)))
         self.trainer.load_state_dict(state["trainer"])
         # The pass that was interrupted is not finished: its samples are drawn anew in the next one.
         self.epoch = int(state["epoch"]) + 1
@@ -189,12 +201,12 @@ class _Worker:
             self.history = [e for e in read_progress(self.store, self.record.name) if e["step"] <= self.trainer.step]
             print(f"resumed at step {self.trainer.step} of {self.config.steps}", flush=True)
 
-    def _shared_suffix(self) -> str:
-        """A name that no earlier attempt at this step has used, the same on every rank."""
-        suffix = [uuid.uuid4().hex[:6]]
+    def _shared(self, value: _T) -> _T:
+        """What rank 0 has, on every rank."""
+        values = [value]
         if self.world_size > 1:
-            torch.distributed.broadcast_object_list(suffix, src=0, device=self.trainer.device)
-        return suffix[0]
+            torch.distributed.broadcast_object_list(values, src=0, device=self.trainer.device)
+        return values[0]
 
 
 class _Collate(ArrowBatchCollateFn):
@@ -204,5 +216,5 @@ class _Collate(ArrowBatchCollateFn):
         super().__init__()
         self._assembler = assembler
 
-    def __call__(self, batch: Any) -> dict[str, torch.Tensor]:
+    def __call__(self, batch: Any) -> Any:
         return self._assembler(batch)
