@@ -191,6 +191,8 @@ def test_a_state_file_that_is_broken_says_what_to_do(own_store):
     (own_store.folder / "state.json").write_text('{"access_key": ')
     with pytest.raises(StoreError, match="remove it"):
         own_store.up()
+    (own_store.folder / "state.json").unlink()
+    ObjectStore(own_store.up()).check_bucket()
 
 
 def test_settings_find_the_running_store_of_this_machine(tmp_path, monkeypatch):

@@ -1,18 +1,17 @@
 """The object store of this machine: SeaweedFS on the loopback address, with its data in one folder.
 
 It serves laptops, demonstrations and tests. A real server: conditional writes, authentication and checksums
-hold as on AWS, and what it was given survives ``kill -9``.
+hold as on AWS, and what it was given survives ``kill -9``. Its S3 port asks for credentials; its inner ports trust
+whoever has an account on this machine, so a machine shared with strangers wants a store of its own elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,14 +23,18 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from refocus.errors import StoreError, StoreUnreachable
+from refocus.io import server_process
 from refocus.io.settings import DEFAULT_BUCKET, DEFAULT_REGION, StoreSettings, refocus_home
 
 _READY_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 20.0
 _PORTS = ("s3", "master", "volume", "filer", "admin")
 # Every service also listens for gRPC 10000 above its own port.
 _GRPC_OFFSET = 10000
-_FIRST_PORT, _LAST_PORT = 18000, 54000
+# Above Ray's workers (10002 to 19999); with gRPC still below the ports that Linux hands out by itself (from 32768).
+_FIRST_PORT, _LAST_PORT = 20000, 22760
+_PORT_TAKEN = ("address already in use", "is not available on")
+_PROBE = ".ready"
+_LAUNCHES = 3
 
 
 class _State(BaseModel):
@@ -84,20 +87,11 @@ class LocalStore:
         StoreUnreachable
             If it does not answer in time.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._lock():
             state = self._read() or self._fresh_state()
-            if not _serves(state.pid, self.folder):
-                if not all(_free(port) for port in _with_grpc(state.ports)):
-                    state = state.model_copy(update={"ports": _choose_ports()})
-                process = self._launch(state)
-                state = state.model_copy(update={"pid": process.pid})
-                self._write(state)
-                try:
-                    self._wait_until_ready(process, self._settings(state))
-                except BaseException:
-                    _end(process.pid, self.folder)
-                    raise
+            if self._pid(state) is None:
+                state = self._start(state)
             return self._settings(state)
 
     def down(self) -> bool:
@@ -106,9 +100,9 @@ class LocalStore:
             return False
         with self._lock():
             state = self._read()
-            if state is None or state.pid is None or not _serves(state.pid, self.folder):
+            if state is None or (pid := self._pid(state)) is None:
                 return False
-            _end(state.pid, self.folder)
+            self._end(pid, state)
             self._write(state.model_copy(update={"pid": None}))
             return True
 
@@ -117,20 +111,57 @@ class LocalStore:
         state = self._read()
         if state is None:
             return LocalStoreStatus(self.folder, running=False, settings=None, pid=None)
-        running = _serves(state.pid, self.folder)
-        return LocalStoreStatus(self.folder, running, self._settings(state), state.pid if running else None)
+        pid = self._pid(state)
+        return LocalStoreStatus(self.folder, pid is not None, self._settings(state), pid)
 
     @property
     def log(self) -> Path:
-        """The server's log."""
+        """The server's log since it was last started; the one before it is ``server.log.1``."""
         return self.folder / "server.log"
+
+    @property
+    def _data_flag(self) -> str:
+        return f"-dir={self.folder / 'data'}"
+
+    def _pid(self, state: _State) -> int | None:
+        """Return the process that serves the folder, also one whose starter died before it could write it down."""
+        return state.pid if server_process.runs(state.pid, self._data_flag) else server_process.find(self._data_flag)
+
+    def _start(self, state: _State) -> _State:
+        for launch in range(1, _LAUNCHES + 1):
+            if not all(_free(port) for port in _with_grpc(state.ports)):
+                state = state.model_copy(update={"ports": _choose_ports()})
+            # Written before anything listens: whoever finds the process finds its ports.
+            self._write(state)
+            process = self._launch(state)
+            state = state.model_copy(update={"pid": process.pid})
+            self._write(state)
+            try:
+                self._wait_until_ready(process, self._settings(state))
+                return state
+            except StoreError:
+                self._end(process.pid, state)
+                # Between the check and the server's own bind, somebody else may take a port.
+                said = self.log.read_text(errors="replace")
+                if launch == _LAUNCHES or not any(text in said for text in _PORT_TAKEN):
+                    raise
+                state = state.model_copy(update={"ports": _choose_ports()})
+            except BaseException:
+                self._end(process.pid, state)
+                raise
+        raise AssertionError("unreachable")
+
+    def _end(self, pid: int, state: _State) -> None:
+        server_process.end(pid, self._data_flag)
+        for socket_file in _left_sockets(state.ports):
+            socket_file.unlink(missing_ok=True)
 
     def _launch(self, state: _State) -> subprocess.Popen[bytes]:
         (self.folder / "data").mkdir(exist_ok=True)
         ports = {name: str(port) for name, port in state.ports.items()}
         command = [
-            str(_weed()), "mini", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-            "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
+            str(_weed()), "-logtostderr=true", "mini", self._data_flag,
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
             *(f"-{name}.port={port}" for name, port in ports.items()),
         ]  # fmt: skip
@@ -141,7 +172,9 @@ class LocalStore:
             "S3_BUCKET": state.bucket,
             "GOMEMLIMIT": "512MiB",
         }
-        with self.log.open("ab") as log:
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with self.log.open("wb") as log:
             return subprocess.Popen(
                 command, env=environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
@@ -158,8 +191,11 @@ class LocalStore:
                 names = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
                 if settings.bucket not in names:
                     client.create_bucket(Bucket=settings.bucket)
-                # Buckets are listed before volumes take writes: only a write shows that it is ready.
-                client.put_object(Bucket=settings.bucket, Key=".ready", Body=b"")
+                # Buckets are listed, and empty objects taken, before any volume has registered; until then reads of
+                # what was stored before fail too. Only bytes that went through a volume show that it is ready.
+                client.put_object(Bucket=settings.bucket, Key=_PROBE, Body=b"ready")
+                client.get_object(Bucket=settings.bucket, Key=_PROBE)["Body"].read()
+                client.delete_object(Bucket=settings.bucket, Key=_PROBE)
                 return
             except Exception as error:  # noqa: BLE001 (anything may come from a server that is starting)
                 reason = str(error)
@@ -186,10 +222,17 @@ class LocalStore:
         )
 
     def _read(self) -> _State | None:
+        path = self.folder / "state.json"
         try:
-            return _State.model_validate(json.loads((self.folder / "state.json").read_text()))
+            return _State.model_validate_json(path.read_text())
         except FileNotFoundError:
             return None
+        except (ValueError, PermissionError) as error:
+            raise StoreError(
+                f"{path} cannot be read as the state of a store ({error}). If another user started it, set the AWS "
+                "variables they give you, or another REFOCUS_HOME; if the file is broken, remove it (objects stay, "
+                "credentials and ports are made anew)."
+            ) from error
 
     def _write(self, state: _State) -> None:
         # Readable by its owner alone, and replaced whole: it holds the credentials.
@@ -236,28 +279,16 @@ def _free(port: int) -> bool:
         return True
 
 
-def _serves(pid: int | None, folder: Path) -> bool:
-    # A process number may have passed to somebody else: the command line must name our folder.
-    if pid is None:
-        return False
-    try:
-        return os.fsencode(f"-dir={folder / 'data'}") in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
-def _end(pid: int, folder: Path) -> None:
-    for number, patience_s in ((signal.SIGTERM, _STOP_TIMEOUT_S), (signal.SIGKILL, _STOP_TIMEOUT_S)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            if not _serves(pid, folder):
-                return
-            time.sleep(0.05)
-    raise StoreError(f"process {pid} of the store in {folder} does not end.")
+def _left_sockets(ports: dict[str, int]) -> list[Path]:
+    # SeaweedFS makes these in /tmp whatever TMPDIR says, and does not take all of them away.
+    return [
+        path
+        for name, port in ports.items()
+        for path in (
+            Path(f"/tmp/seaweedfs-{name}-{port}.sock"),
+            Path(f"/tmp/seaweedfs-{name}-grpc-{port + _GRPC_OFFSET}.sock"),
+        )
+    ]
 
 
 def _tail(log: Path, lines: int = 20) -> str:

@@ -9,12 +9,14 @@ from refocus.io.store import ObjectStore
 
 _BLOCK_BYTES = 256 * 1024
 _BLOCKS_KEPT = 32
+# Headers and directories are small and lie together; what is longer is pixels, read once and best read alone.
+_LARGEST_SHARED_READ_BYTES = 64 * 1024
 
 
 class RangedObject(io.RawIOBase):
     """A seekable, read-only file over one object.
 
-    Small reads (headers, directories) come from cached blocks; a read of more than a block is one request.
+    Small reads (headers, directories) come from cached blocks; a longer one is one request for just its bytes.
     Every request carries the ETag, so an object that is replaced meanwhile raises `ObjectChanged` instead of
     giving half of each.
 
@@ -71,9 +73,10 @@ class RangedObject(io.RawIOBase):
     def _range(self, start: int, stop: int) -> bytes:
         if stop <= start:
             return b""
-        if stop - start > _BLOCK_BYTES:
-            return self._fetch(start, stop)
         first, last = start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES
+        cached = all(number in self._blocks for number in range(first, last + 1))
+        if stop - start > _LARGEST_SHARED_READ_BYTES and not cached:
+            return self._fetch(start, stop)
         joined = b"".join(self._block(number) for number in range(first, last + 1))
         return joined[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from refocus.errors import ConfigurationError
 
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 DEFAULT_BUCKET = "refocus"
 DEFAULT_REGION = "us-east-1"
+# Any of these means that somebody has set AWS up: laptops, CI, pods and batch jobs each have their own.
+_AWS_VARIABLES = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+)
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -69,12 +80,21 @@ class StoreSettings(BaseModel):
             raise ValueError(f"{url!r} is no endpoint; expected http://HOST:PORT or https://HOST")
         return url
 
+    @model_validator(mode="after")
+    def _has_whole_credentials(self) -> StoreSettings:
+        if (self.access_key is None) != (self.secret_key is None):
+            given, lacking = ("access", "secret") if self.secret_key is None else ("secret", "access")
+            raise ValueError(f"there is the {given} key but not the {lacking} key; give both, or neither")
+        return self
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> StoreSettings:
         """Read AWS's usual variables; without any, use the store of this machine if it runs.
 
         ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-        ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_PROFILE`` and, for the bucket, ``REFOCUS_BUCKET`` or ``S3_BUCKET``.
+        ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_PROFILE``, the roles of pods and batch jobs and, for the bucket,
+        ``REFOCUS_BUCKET`` or ``S3_BUCKET``. A machine whose role shows in no variable sets ``AWS_ENDPOINT_URL``, such
+        as ``https://s3.eu-central-1.amazonaws.com``.
 
         Raises
         ------
@@ -82,8 +102,7 @@ class StoreSettings(BaseModel):
             If nothing says where the store is, or a value does not fit.
         """
         env = os.environ if environment is None else environment
-        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN")
-        if not any(env.get(name) for name in names):
+        if not any(env.get(name) for name in _AWS_VARIABLES):
             return cls._of_this_machine(env)
         values = {
             "bucket": env.get("REFOCUS_BUCKET") or env.get("S3_BUCKET") or DEFAULT_BUCKET,
@@ -96,7 +115,7 @@ class StoreSettings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigurationError(f"the store's settings in the environment do not fit: {error}") from error
+            raise _unfit(error) from None
 
     @classmethod
     def _of_this_machine(cls, env: Mapping[str, str]) -> StoreSettings:
@@ -109,7 +128,12 @@ class StoreSettings(BaseModel):
                 f"or start one on this machine with 'refocus store up' (looked in {status.folder})."
             )
         bucket = env.get("REFOCUS_BUCKET") or env.get("S3_BUCKET")
-        return status.settings.model_copy(update={"bucket": bucket}) if bucket else status.settings
+        if not bucket:
+            return status.settings
+        try:
+            return cls.model_validate({**status.settings.model_dump(), "bucket": bucket})
+        except ValidationError as error:
+            raise _unfit(error) from None
 
     def environment(self) -> dict[str, str]:
         """Return the variables that make `from_environment` give these settings in another process."""
@@ -168,3 +192,9 @@ class StoreSettings(BaseModel):
 
 def _revealed(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
+
+
+def _unfit(error: ValidationError) -> ConfigurationError:
+    # Pydantic's own text repeats the values, and secrets are among them.
+    reasons = "; ".join(str(each["msg"]).removeprefix("Value error, ") for each in error.errors(include_input=False))
+    return ConfigurationError(f"the store's settings in the environment do not fit: {reasons}.")

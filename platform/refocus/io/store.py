@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore import exceptions as boto
 
@@ -22,9 +24,14 @@ from refocus.errors import (
 )
 from refocus.io.settings import StoreSettings
 
+# Back-off with full jitter, as botocore's: workers that failed together do not come back together.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 20.0
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403", "401"}
 _MISSING = {"NoSuchKey", "NotFound", "404"}
 _LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,29 +104,40 @@ class ObjectStore:
         """
         if etag is None:
             return self.get_with_etag(key)
+
+        def request() -> tuple[bytes, str]:
+            answer = self._client.get_object(Bucket=self.settings.bucket, Key=key, IfNoneMatch=etag)
+            return answer["Body"].read(), answer["ETag"]
+
         try:
-            with self._translated(key):
-                answer = self._client.get_object(Bucket=self.settings.bucket, Key=key, IfNoneMatch=etag)
-                return answer["Body"].read(), answer["ETag"]
+            return self._insisting(key, request)
         except _NotModifiedError:
             return None
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
-        """Return the bytes ``start`` to ``stop`` (exclusive) of an object.
+        """Return the bytes ``start`` to ``stop`` (exclusive) of an object; fewer where the object ends before.
 
         Raises
         ------
         ObjectMissing
         ObjectChanged
             If `etag` is given and the object is no longer that one.
+        StoreError
+            If the object ends before `start`.
         """
+        if not 0 <= start <= stop:
+            raise ValueError(f"bytes {start} to {stop} are no range; expected 0 <= start <= stop.")
+        if start == stop:
+            return b""
         condition = {} if etag is None else {"IfMatch": etag}
 
         def request() -> bytes:
             answer = self._client.get_object(
                 Bucket=self.settings.bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition
             )
-            return answer["Body"].read()
+            data = answer["Body"].read()
+            # A gateway that does not know ranges sends everything, with status 200.
+            return data if "ContentRange" in answer else data[start:stop]
 
         return self._insisting(key, request)
 
@@ -144,11 +162,17 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix`, in the order of their keys."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.settings.bucket, Prefix=prefix)
         with self._translated(prefix):
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], entry.get("LastModified"))
+            paginator = self._client.get_paginator("list_objects_v2")
+            pages = iter(paginator.paginate(Bucket=self.settings.bucket, Prefix=prefix))
+        while True:
+            # What the caller does with an entry is none of the store's errors: nothing is yielded in here.
+            with self._translated(prefix):
+                page = next(pages, None)
+            if page is None:
+                return
+            for entry in page.get("Contents", ()):
+                yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], entry.get("LastModified"))
 
     def put(self, key: str, data: bytes) -> str:
         """Write an object, whatever was there, and return its ETag."""
@@ -164,11 +188,8 @@ class ObjectStore:
         try:
             return self._put(key, data, IfNoneMatch="*")
         except ObjectChanged as lost:
-            # A request whose answer was lost is sent again and then meets its own object.
-            if _was_retried(lost.__cause__):
-                there, etag = self.get_with_etag(key)
-                if there == data:
-                    return etag
+            if (own := self._own_write(key, data, lost)) is not None:
+                return own
             raise ObjectExists(f"{self.uri(key)} exists already and is never overwritten.") from None
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
@@ -180,7 +201,12 @@ class ObjectStore:
             If somebody was faster.
         ObjectMissing
         """
-        return self._put(key, data, IfMatch=etag)
+        try:
+            return self._put(key, data, IfMatch=etag)
+        except ObjectChanged as lost:
+            if (own := self._own_write(key, data, lost)) is not None:
+                return own
+            raise
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -204,19 +230,31 @@ class ObjectStore:
         with self._translated(""), contextlib.suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
             self._client.create_bucket(Bucket=self.settings.bucket)
 
+    def _own_write(self, key: str, data: bytes, lost: ObjectChanged) -> str | None:
+        # A write whose answer was lost is sent again, and then loses to itself: the retry and the bytes tell.
+        if not _was_retried(lost.__cause__):
+            return None
+        there, etag = self.get_with_etag(key)
+        return etag if there == data else None
+
     def _put(self, key: str, data: bytes, **condition: str) -> str:
         with self._translated(key):
             return self._client.put_object(Bucket=self.settings.bucket, Key=key, Body=data, **condition)["ETag"]
 
-    def _insisting(self, key: str, request: Any) -> Any:
+    def _insisting(self, key: str, request: Callable[[], Answer]) -> Answer:
         # botocore retries a request until its headers are there, but not a body that breaks off midway.
-        for attempt in range(self.settings.attempts):
+        attempts = self.settings.attempts
+        for attempt in range(1, attempts + 1):
             try:
                 with self._translated(key):
                     return request()
             except _BrokenBodyError as error:
-                if attempt + 1 == self.settings.attempts:
-                    raise StoreUnreachable(f"{self.uri(key)} broke off {attempt + 1} times: {error}") from error
+                if attempt == attempts:
+                    raise StoreUnreachable(
+                        f"{self.uri(key)} at {self.settings.endpoint_url or 'AWS'} broke off midway {attempt} times; "
+                        f"the last said: {error}. Is something between here and the store cutting connections?"
+                    ) from error
+                time.sleep(random.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)))
         raise AssertionError("unreachable")
 
     @contextlib.contextmanager

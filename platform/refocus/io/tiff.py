@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -10,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from refocus.errors import ConfigurationError, InputError, MetadataMissing, UnreadableImage, UnsupportedImage
+from refocus.errors import (
+    ConfigurationError,
+    InputError,
+    MetadataMissing,
+    StoreError,
+    UnreadableImage,
+    UnsupportedImage,
+)
 from refocus.io.microscopy import ImageSource
 from refocus.zstack import AXES, Acquisition, Modality
 
@@ -40,20 +48,22 @@ class TiffSource(ImageSource):
             series = _only_series(self._tiff, name)
             self._length = file.seek(0, 2)
             said = _acquisition(self._tiff)
-        except InputError:
+        except (InputError, StoreError):
+            # A store that does not answer says nothing about the image.
             raise
         except Exception as error:
             raise UnreadableImage(
                 f"{name} cannot be read as TIFF ({type(error).__name__}: {error}). Is the file complete?"
             ) from error
         self._series = series
+        self._check_complete()
+        _check_readable(series, name)
         self._file_axes = _meaning_of(series, axes, name)
         sizes = dict(zip(self._file_axes, series.shape, strict=True))
         self.axes = "".join(axis for axis in AXES if axis in sizes)
         self.shape = tuple(sizes[axis] for axis in self.axes)
         self.dtype = series.dtype.newbyteorder("=")
         self.acquisition = said.filled_from(answers)
-        self._check_complete()
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -113,6 +123,8 @@ class TiffSource(ImageSource):
                 for page in pages
                 for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
             ]
+            # A chain of pages that leads out of the file: what it led to is lost, and how much that was is unknown.
+            ends.append(_next_page_offset(self._tiff, self._file))
         if ends and max(ends) > self._length:
             raise UnreadableImage(
                 f"{self.name} is truncated: its header promises {max(ends)} bytes and the file has {self._length}. "
@@ -123,22 +135,48 @@ class TiffSource(ImageSource):
 def _only_series(tiff: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:
     if not tiff.series or 0 in tiff.series[0].shape:
         raise UnreadableImage(f"{name} is a TIFF without an image.")
-    shapes = [series.shape for series in tiff.series]
-    if len(shapes) > 1:
+    kinds = [f"{series.shape} {series.dtype}" for series in tiff.series]
+    if len(kinds) > 1:
         raise UnsupportedImage(
-            f"{name} holds {len(shapes)} images of shapes {', '.join(map(str, shapes[:4]))}; expected planes of one "
-            "shape. Save each image as a file of its own."
+            f"{name} holds {len(kinds)} images, {', '.join(kinds[:4])}; expected planes of one shape and type. "
+            "Save each image as a file of its own."
         )
     return tiff.series[0]
+
+
+def _check_readable(series: tifffile.TiffPageSeries, name: str) -> None:
+    if series.dtype.kind not in "biuf":
+        raise UnsupportedImage(f"{name} has pixels of {series.dtype}; expected whole or real numbers.")
+    compression = series.keyframe.compression
+    try:
+        tifffile.TIFF.DECOMPRESSORS[compression]
+    except KeyError:
+        raise UnsupportedImage(
+            f"{name} is compressed by method {getattr(compression, 'name', compression)}, which is not read here; "
+            "save it uncompressed, or with deflate, LZW or zstd."
+        ) from None
+
+
+def _next_page_offset(tiff: tifffile.TiffFile, file: BinaryIO) -> int:
+    """Where the last page's directory says that another one begins; 0 for nowhere."""
+    layout, start = tiff.tiff, tiff.pages[-1].offset
+    file.seek(start)
+    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    file.seek(start + layout.tagnosize + tags * layout.tagsize)
+    (offset,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    return int(offset)
 
 
 def _meaning_of(series: tifffile.TiffPageSeries, answer: str | None, name: str) -> str:
     axes = series.axes
     if answer is not None and answer != axes:
-        stored = len(axes)
-        if len(answer) != stored or set(answer) - set(AXES):
+        # What lies within a page is fixed by the page; what pages follow each other for is open to an answer.
+        open_axes = [a for a, said in zip(answer, axes, strict=False) if said not in "YXS"]
+        within = all(a == said for a, said in zip(answer, axes, strict=False) if said in "YXS")
+        if len(answer) != len(axes) or not within or set(open_axes) - set("TCZ") or len(set(answer)) != len(answer):
             raise ConfigurationError(
-                f"{name} has {stored} axes of lengths {series.shape}, so axes {answer!r} cannot be their meaning."
+                f"{name} has axes {axes} of lengths {series.shape}, so axes {answer!r} cannot be their meaning; "
+                "T, C and Z, each once, can stand for axes before the rows."
             )
         return answer
     unknown = [axis for axis in axes if axis not in AXES]
