@@ -45,9 +45,10 @@ class Stain:
     absorbance_rgb: tuple[float, float, float]
 
 
-#: Ruifrok and Johnston's optical densities, normalised vectors.
+#: Normalised optical densities: haematoxylin and DAB of Ruifrok and Johnston, eosin as QuPath has it by default
+#: (Ruifrok's own, 0.072 0.990 0.105, is the pure dye and pinker than sections are).
 HAEMATOXYLIN = Stain("haematoxylin", (0.650, 0.704, 0.286))
-EOSIN = Stain("eosin", (0.072, 0.990, 0.105))
+EOSIN = Stain("eosin", (0.2159, 0.8012, 0.5581))
 DAB = Stain("DAB", (0.268, 0.570, 0.776))
 #: Wavelengths that stand for the three colours of a camera with a white lamp, in um.
 RGB_WAVELENGTHS_UM = (0.61, 0.54, 0.46)
