@@ -24,6 +24,7 @@ from refocus.model import metrics
 from refocus.model.evaluation import INPUT, EvaluationReport, Measurement, Provenance, Score, SeamCheck, Speed
 from refocus.training.baselines import BASELINES, Baseline, best_settings
 from refocus.training.scenes import Scene, SceneSettings, SharpImage, scenes_of
+from refocus.training.series import MeasuredPlane
 
 Image = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -63,6 +64,7 @@ def evaluate(
     images: Sequence[SharpImage],
     settings: SceneSettings | None = None,
     *,
+    planes: Sequence[MeasuredPlane] = (),
     model: str | None = None,
     digest: str | None = None,
     baselines: Sequence[Baseline] = BASELINES,
@@ -72,7 +74,7 @@ def evaluate(
     time_methods: bool = True,
     progress: Progress | None = None,
 ) -> EvaluationReport:
-    """Measure methods and baselines on simulated scenes of sharp images.
+    """Measure methods and baselines on simulated scenes of sharp images, and methods on measured planes.
 
     Parameters
     ----------
@@ -82,6 +84,8 @@ def evaluate(
         From specimens that no training has seen.
     settings : SceneSettings, optional
         Optics, depths, exposures and seed.
+    planes : sequence of MeasuredPlane
+        Of focal series. Their PSF is not known, so the baselines leave them out.
     model : str, optional
         The method that is judged; the first one where not given.
     digest : str, optional
@@ -103,10 +107,10 @@ def evaluate(
     Raises
     ------
     InputError
-        If there is no image.
+        If there is neither image nor plane.
     """
     settings = settings or SceneSettings()
-    if not images:
+    if not images and not planes:
         raise InputError("no image to evaluate on; is the split empty, or the modality another one?")
     total = len(images) * len(settings.defocus_um) * len(settings.photons)
     tell = progress or (lambda *_: None)
@@ -117,15 +121,21 @@ def evaluate(
             yield scene
         tell(what, total, total)
 
-    best = best_settings(scenes("settings of classical methods"), baselines) if baselines else None
+    best = best_settings(scenes("settings of classical methods"), baselines) if baselines and images else None
     measurements = []
     for scene in scenes("scenes"):
         measurements.append(_measured(INPUT, scene, Restored(scene.image)))
         for baseline in baselines:
             assert best is not None
             measurements += [_measured(name, scene, Restored(out)) for name, out in best.rows(baseline, scene)]
-        measurements += [_measured(name, scene, _restored(method, scene.image)) for name, method in methods.items()]
-    speed = {name: speed_of(method, images[0].pixels.shape[0]) for name, method in methods.items() if time_methods}
+        measurements += [_measured(name, scene, restored_by(method, scene.image)) for name, method in methods.items()]
+    for done, plane in enumerate(planes):
+        tell("measured planes", done, len(planes))
+        measurements.append(_measured_plane(INPUT, plane, Restored(plane.image)))
+        for name, method in methods.items():
+            measurements.append(_measured_plane(name, plane, restored_by(method, plane.image)))
+    channels = len(images[0].pixels) if images else len(planes[0].image)
+    speed = {name: speed_of(method, channels) for name, method in methods.items() if time_methods}
     return EvaluationReport(
         model=model or next(iter(methods), None),
         digest=digest,
@@ -162,7 +172,8 @@ def score(image: Image, truth: Image) -> Score:
     )
 
 
-def _restored(method: Method, image: Image) -> Restored:
+def restored_by(method: Method, image: Image) -> Restored:
+    """Call a method and check what it returns."""
     answer = method(image)
     restored = answer if isinstance(answer, Restored) else Restored(np.asarray(answer))
     if restored.pixels.shape != image.shape:
@@ -182,6 +193,19 @@ def _measured(name: str, scene: Scene, restored: Restored) -> Measurement:
         photons=scene.photons,
         true_blur_px=scene.blur_radius_px,
         **said_about(restored, scene.truth),
+    )
+
+
+def _measured_plane(name: str, plane: MeasuredPlane, restored: Restored) -> Measurement:
+    return Measurement(
+        method=name,
+        specimen=plane.specimen,
+        modality=plane.modality,
+        band=plane.band,
+        kind="focal_series",
+        score=score(restored.pixels, plane.truth),
+        defocus_um=plane.defocus_um,
+        **said_about(restored, plane.truth),
     )
 
 

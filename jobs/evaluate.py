@@ -1,0 +1,32 @@
+#!/usr/bin/env python
+"""Measure models on images that training never saw, and write evaluation.json and evaluation.html.
+
+jobs/evaluate.py --model fluorescence --images raw/sharp --stacks raw/stacks --classical
+jobs/evaluate.py --model fluorescence --model deep_r --dataset s3://refocus/datasets/plate7/v1 --quick
+"""
+
+import argparse
+from pathlib import Path
+
+from refocus.cli import clear_errors, console
+from refocus.training.evaluation_job import evaluate_and_write
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", default=[], help="bundled name or folder; the first is judged")
+    parser.add_argument("--dataset", help="URI, NAME/VERSION, or NAME for its newest version")
+    parser.add_argument("--images", type=Path, help="instead: a folder of sharp images")
+    parser.add_argument("--stacks", type=Path, help="and a folder of focal series")
+    parser.add_argument("--split", default="validation", choices=["validation", "calibration", "train"])
+    parser.add_argument("--most", type=int, default=40, help="sharp images of a folder, at most (default: 40)")
+    parser.add_argument("--quick", action="store_true", help="few images and depths: seconds")
+    parser.add_argument("--classical", action="store_true", help="with Wiener and Richardson-Lucy: minutes")
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
+    options = vars(parser.parse_args())
+    with clear_errors():
+        evaluate_and_write(models=options.pop("model"), **options, console=console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What ``jobs/evaluate.py`` does: read images, measure, write ``evaluation.json`` and ``evaluation.html``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from refocus.data.dataset import DatasetVersion
+from refocus.data.splits import Split
+from refocus.errors import InputError
+from refocus.io.microscopy import open_image
+from refocus.io.settings import StoreSettings
+from refocus.io.store import ObjectStore
+from refocus.model.checkpoint import ModelPackage, bundled_names
+from refocus.model.evaluation import EvaluationReport
+from refocus.training.baselines import BASELINES
+from refocus.training.evaluate import Progress, evaluate
+from refocus.training.methods import check_seams, network_method
+from refocus.training.report import examples_of, html_report, markdown_table, series_table
+from refocus.training.scenes import SceneSettings, SharpImage
+from refocus.training.series import MeasuredPlane, planes_of, thinned
+from refocus.training.validation import QUICK, evenly, report_on_split, sharp_images_in
+from refocus.zstack import Acquisition
+
+EXAMPLES = 3
+
+
+def evaluate_and_write(
+    *,
+    models: Sequence[str],
+    out: Path,
+    dataset: str | None,
+    images: Path | None,
+    stacks: Path | None,
+    split: Split,
+    quick: bool,
+    classical: bool,
+    most: int,
+    console: Console,
+) -> EvaluationReport:
+    """Evaluate packages (the first is judged) and write the report into `out`.
+
+    Parameters
+    ----------
+    models : sequence of str
+        Names of bundled models or folders of packages; none measures the baselines alone.
+    out : Path
+    dataset : str or None
+        A dataset version; or else
+    images, stacks : Path or None
+        Folders of sharp images and of focal series.
+    split : {'validation', 'calibration', 'train'}
+    quick : bool
+    classical : bool
+        With unsharp mask, Wiener and Richardson-Lucy: minutes.
+    most : int
+        At most this many sharp images of a folder.
+    console : Console
+    """
+    packages = [open_package(name) for name in models]
+    baselines = BASELINES if classical else ()
+    settings = QUICK if quick else SceneSettings()
+    progress = _progress(console)
+    sharp: list[SharpImage] = []
+    if dataset is not None:
+        if not packages:
+            raise InputError("no model was named; a dataset is evaluated for one (--model).")
+        version = DatasetVersion.open(ObjectStore(StoreSettings.from_environment()), dataset)
+        judged, *others = packages
+        rows = {p.config.name if p.config.name != judged.config.name else p.digest[:12]: p for p in others}
+        report = report_on_split(
+            judged, version, split=split, quick=quick, others=rows, baselines=baselines, progress=progress
+        )
+    else:
+        sharp, planes = _from_folders(packages, images, stacks, split, most)
+        report = evaluate(
+            {p.config.name: network_method(p, check=i == 0) for i, p in enumerate(packages)},
+            sharp,
+            settings,
+            planes=planes,
+            digest=packages[0].digest if packages else None,
+            baselines=baselines,
+            source=f"{len(sharp)} sharp images of the {split} split, {len(planes)} planes of measured focal series",
+            seam=check_seams(packages[0]) if packages and not quick else None,
+            progress=progress,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evaluation.json").write_text(report.model_dump_json())
+    methods = {p.config.name: network_method(p, check=False) for p in packages}
+    shown = [] if quick else evenly(sharp, EXAMPLES)
+    (out / "evaluation.html").write_text(html_report(report, examples_of(methods, shown, settings)))
+    for modality in report.modalities:
+        for metric in ("psnr_db", "ssim"):
+            console.print(f"\n{modality}\n" + markdown_table(report, metric, modality), markup=False)
+    if planes_measured := [m for m in report.measurements if m.kind == "focal_series"]:
+        console.print(f"\nMeasured focal series, {len(planes_measured)} measurements, means over planes")
+        console.print(series_table(report, "psnr_db") + "\n\n" + series_table(report, "ssim"), markup=False)
+    console.print(f"\nWritten: {out / 'evaluation.html'} and {out / 'evaluation.json'}")
+    return report
+
+
+def open_package(name: str) -> ModelPackage:
+    """Open a bundled model by name or a package by folder.
+
+    Raises
+    ------
+    ModelMissing
+        If there is neither.
+    """
+    return ModelPackage.bundled(name) if name in bundled_names() else ModelPackage.load(Path(name))
+
+
+def _from_folders(
+    packages: Sequence[ModelPackage], images: Path | None, stacks: Path | None, split: Split, most: int
+) -> tuple[list[SharpImage], list[MeasuredPlane]]:
+    modalities = {p.config.modality for p in packages}
+    sharp = sharp_images_in(images, split) if images is not None else []
+    sharp = [i for i in sharp if (not modalities or i.modality in modalities) and min(i.pixels.shape[1:]) >= 96]
+    planes: list[MeasuredPlane] = []
+    for path in sorted(stacks.rglob("*.tif*")) if stacks is not None else []:
+        with open_image(path, axes="ZYX") as source:
+            stack = source.stack(specimen=path.name)
+        # Phase contrast has no model of its own; its series are shown beside the fluorescence ones.
+        named: Acquisition = stack.acquisition
+        found = thinned(planes_of(stack), 16)
+        planes += [p for p in found if named.modality is None or not modalities or named.modality in modalities]
+    return evenly(sharp, most), planes
+
+
+def _progress(console: Console) -> Progress:
+    began, last = time.monotonic(), [0.0]
+
+    def tell(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] > 5 or done == total:
+            last[0] = now
+            console.print(f"  {now - began:5.0f} s  {what}: {done} of {total}")
+
+    return tell
