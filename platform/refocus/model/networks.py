@@ -49,6 +49,9 @@ class NetworkConfig(BaseModel):
     fine_filters_px, coarse_filters_px : tuple of float
         Blur radii whose inverse filters (:mod:`refocus.model.filterbank`) the U-Nets see beside the image, at full and
         at half resolution. Needs an `unshuffle` of 2.
+    sharp_guard_px : (low, high) or None
+        Where the predicted blur radius is below `low` the image is left alone, above `high` it is changed in full, with
+        a smooth step between: what is in focus already should pass untouched. It has no weights.
 
     Examples
     --------
@@ -67,6 +70,7 @@ class NetworkConfig(BaseModel):
     unshuffle: Literal[1, 2, 4] = 2
     fine_filters_px: tuple[PositiveFloat, ...] = ()
     coarse_filters_px: tuple[PositiveFloat, ...] = ()
+    sharp_guard_px: tuple[PositiveFloat, PositiveFloat] | None = None
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
@@ -78,6 +82,8 @@ class NetworkConfig(BaseModel):
             )
         if (self.fine_filters_px or self.coarse_filters_px) and (self.unshuffle != 2 or self.architecture == "deep_r"):
             raise ValueError("inverse filters enter U-Nets with an unshuffle of 2 alone, not this one.")
+        if self.sharp_guard_px is not None and self.sharp_guard_px[0] >= self.sharp_guard_px[1]:
+            raise ValueError(f"sharp_guard_px is {self.sharp_guard_px}; expected low < high.")
         return self
 
     @property
@@ -167,6 +173,7 @@ class _Heads(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.unshuffle = config.unshuffle
+        self.guard = config.sharp_guard_px
         self.answers = 2 * config.channels * config.unshuffle**2
         filters = len(config.fine_filters_px) + len(config.coarse_filters_px)
         self.pixels = nn.Conv2d(config.widths[0], self.answers + filters, 3, padding=1)
@@ -184,11 +191,22 @@ class _Heads(nn.Module):
             share = F.interpolate(raw[:, self.answers :], scale_factor=2.0, mode="nearest")
             # Not einsum: it would make a matrix product of ten numbers for each pixel.
             image = image + (share[:, None] * changes).sum(2)
+        blur = _BLUR_UNIT_PX * F.softplus(self.blur(bottom).float())
+        if self.guard is not None:
+            image = torch.lerp(padded.float(), image, self._step(blur.detach(), padded))
         low, high = LOG_SCALE_LIMITS
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         log_scale = middle + half * torch.tanh(raw_scale / half)
-        blur = _BLUR_UNIT_PX * F.softplus(self.blur(bottom).float())
         return Prediction(image, log_scale, blur)
+
+    def _step(self, blur: Tensor, padded: Tensor) -> Tensor:
+        """0 where the blur is below the guard, 1 above it, smooth in value and place."""
+        assert self.guard is not None
+        low, high = self.guard
+        even = F.avg_pool2d(blur, 3, stride=1, padding=1, count_include_pad=False)
+        wide = F.interpolate(even, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        share = ((wide - low) / (high - low)).clamp(0.0, 1.0)
+        return share * share * (3.0 - 2.0 * share)
 
 
 class _UNet(nn.Module):

@@ -13,7 +13,8 @@ import torch.distributed
 
 from refocus.data.batches import TileBatch
 from refocus.errors import ConfigurationError, ModelUnfit, NonFiniteLoss
-from refocus.model.networks import NetworkConfig
+from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.networks import NetworkConfig, build_network
 from refocus.optics.random_defocus import OpticsRange
 from refocus.training.config import DiscriminatorConfig, LossWeights, TrainingConfig
 from refocus.training.loop import Trainer, ValidationSums
@@ -156,6 +157,20 @@ def test_batches_that_do_not_fit_the_recipe_are_refused() -> None:
         trainer.train_step(batch(0, channels=3))
     with pytest.raises(ConfigurationError, match="windows are 72 x 72"):
         Trainer(recipe(crop_px=96)).train_step(batch(0))
+
+
+def test_a_run_starts_from_given_weights_and_refuses_those_of_another_network(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    package = ModelPackage.of(
+        build_network(TINY), PackageConfig(name="p", modality="fluorescence", network=TINY, largest_blur_px=4.0)
+    )
+    package.save(tmp_path)
+    trainer = Trainer(recipe(initial_weights=str(tmp_path)))
+    for name, value in trainer.state_dict()["network"].items():
+        assert torch.equal(value, package.weights[name].float())
+    wider = TINY.model_copy(update={"middle_blocks": 2})
+    with pytest.raises(ModelUnfit, match="Take the network from the package"):
+        Trainer(recipe(initial_weights=str(tmp_path), network=wider))
 
 
 def _rank(rank: int, address: str, folder: str) -> None:
