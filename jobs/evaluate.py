@@ -19,9 +19,10 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="instead: a folder of sharp images")
     parser.add_argument("--stacks", type=Path, help="and a folder of focal series")
     parser.add_argument("--split", default="validation", choices=["validation", "calibration", "train"])
-    parser.add_argument("--most", type=int, default=40, help="sharp images of a folder, at most (default: 40)")
+    parser.add_argument("--most", type=int, default=24, help="sharp images a modality, at most (default: 24)")
     parser.add_argument("--quick", action="store_true", help="few images and depths: seconds")
     parser.add_argument("--classical", action="store_true", help="with Wiener and Richardson-Lucy: minutes")
+    parser.add_argument("--baselines-from", type=Path, help="an evaluation.json whose classical rows are taken over")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
     options = vars(parser.parse_args())
     with clear_errors():

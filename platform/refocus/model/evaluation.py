@@ -219,6 +219,31 @@ class EvaluationReport(_Record):
         values = [v for m in self.select(method, band=band, modality=modality) if (v := read(m)) is not None]
         return float(np.mean(values)) if values else None
 
+    def with_rows_of(self, other: EvaluationReport) -> EvaluationReport:
+        """Return this report with the other's methods that it lacks, on the scenes that both measured.
+
+        Raises
+        ------
+        InputError
+            If what both measured of the input differs: then the scenes are others.
+        """
+
+        def scene(m: Measurement) -> tuple[str, str, str, str, float | None]:
+            return m.kind, m.specimen, m.modality, m.band, m.photons
+
+        here = {scene(m): m.score for m in self.measurements if m.method == INPUT}
+        there = {scene(m): m.score for m in other.measurements if m.method == INPUT}
+        shared = here.keys() & there.keys()
+        if not shared or any(here[s] != there[s] for s in shared):
+            raise InputError(
+                f"the reports share {len(shared)} scenes, and what they measured of the input must agree there; "
+                "evaluate both with one seed, on the same images, at the same depths."
+            )
+        added = tuple(m for m in other.measurements if m.method not in self.methods and scene(m) in shared)
+        return self.model_copy(
+            update={"measurements": self.measurements + added, "settings": {**other.settings, **self.settings}}
+        )
+
     def coverage(self, method: str | None = None, *, modality: str | None = None) -> dict[str, float]:
         """Return the share of pixels inside the interval by band, for the bands that have one."""
         found = {b: self.mean_of(lambda m: m.coverage, method, band=b, modality=modality) for b in self.bands}

@@ -23,7 +23,7 @@ from refocus.training.report import examples_of, html_report, markdown_table, se
 from refocus.training.scenes import SceneSettings, SharpImage
 from refocus.training.series import MeasuredPlane, planes_of, thinned
 from refocus.training.validation import QUICK, evenly, report_on_split, sharp_images_in
-from refocus.zstack import Acquisition
+from refocus.zstack import MODALITIES, Acquisition
 
 EXAMPLES = 3
 
@@ -38,6 +38,7 @@ def evaluate_and_write(
     split: Split,
     quick: bool,
     classical: bool,
+    baselines_from: Path | None,
     most: int,
     console: Console,
 ) -> EvaluationReport:
@@ -56,8 +57,10 @@ def evaluate_and_write(
     quick : bool
     classical : bool
         With unsharp mask, Wiener and Richardson-Lucy: minutes.
+    baselines_from : Path or None
+        An earlier ``evaluation.json`` whose classical rows are taken over instead: they do not change with the model.
     most : int
-        At most this many sharp images of a folder.
+        At most this many sharp images of each modality of a folder.
     console : Console
     """
     packages = [open_package(name) for name in models]
@@ -87,6 +90,9 @@ def evaluate_and_write(
             seam=check_seams(packages[0]) if packages and not quick else None,
             progress=progress,
         )
+    if baselines_from is not None:
+        earlier = EvaluationReport.model_validate_json(baselines_from.read_bytes())
+        report = report.with_rows_of(earlier)
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(report.model_dump_json())
     methods = {p.config.name: network_method(p, check=False) for p in packages}
@@ -127,7 +133,9 @@ def _from_folders(
         named: Acquisition = stack.acquisition
         found = thinned(planes_of(stack), 16)
         planes += [p for p in found if named.modality is None or not modalities or named.modality in modalities]
-    return evenly(sharp, most), planes
+    # Modality by modality, so that one model and all of them meet the same images.
+    kept = [image for name in MODALITIES for image in evenly([i for i in sharp if i.modality == name], most)]
+    return kept, planes
 
 
 def _progress(console: Console) -> Progress:

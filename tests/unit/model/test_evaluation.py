@@ -97,3 +97,13 @@ def test_only_shared_specimens_are_compared():
     assert (found.mean, found.specimens) == (1.0, 1)
     with pytest.raises(InputError, match="share no specimen"):
         paired_difference({"a": 1.0}, {"b": 1.0})
+
+
+def test_rows_of_an_earlier_report_are_taken_over_where_the_scenes_agree():
+    new = report(measured("input", "a", 10), measured("net", "a", 20))
+    old = report(measured("input", "a", 10), measured("rl", "a", 15), measured("rl", "b", 99), model=None)
+    both = new.with_rows_of(old)
+    assert both.methods == ("input", "net", "rl")
+    assert both.mean("psnr_db", "rl") == 15
+    with pytest.raises(InputError, match="same images"):
+        new.with_rows_of(report(measured("input", "a", 11), measured("rl", "a", 15), model=None))
