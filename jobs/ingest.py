@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """Turn raw images in the object store into a dataset version.
 
-    ray job submit jobs/ingest.py
-    jobs/ingest.py --raw s3://refocus/raw/plate7 --dataset plate7 --z-step-um 0.5
+ray job submit jobs/ingest.py
+jobs/ingest.py --raw s3://refocus/raw/plate7 --dataset plate7 --z-step-um 0.5
 """
 
 import argparse
 
 from refocus.cli import clear_errors, console
-from refocus.data.commands import ingest
+from refocus.workflows.ingest import ingest
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train a recipe on a dataset version, with one worker a GPU or two on CPU.
 
-    ray job submit jobs/train.py
-    jobs/train.py --recipe fluorescence --dataset s3://refocus/datasets/plate7/v1 --run plate7-a
-    jobs/train.py --recipe fluorescence --dataset s3://refocus/datasets/plate7/v1 --run plate7-a --resume
+ray job submit jobs/train.py
+jobs/train.py --recipe fluorescence --dataset s3://refocus/datasets/plate7/v1 --run plate7-a
+jobs/train.py --recipe fluorescence --dataset s3://refocus/datasets/plate7/v1 --run plate7-a --resume
 """
 
 import argparse
@@ -11,8 +11,8 @@ import time
 
 from refocus import recipes
 from refocus.cli import clear_errors, console
-from refocus.training.commands import train
 from refocus.training.overrides import with_overrides
+from refocus.workflows.train import train
 
 
 def main() -> None:

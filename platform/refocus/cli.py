@@ -34,7 +34,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn errors raised on purpose into one message and exit status 1; REFOCUS_TRACEBACK=1 shows all."""
+    """Turn errors raised on purpose into one message and its exit status; REFOCUS_TRACEBACK=1 shows all."""
     try:
         yield
     except RefocusError as error:
@@ -42,7 +42,7 @@ def clear_errors() -> Iterator[None]:
             raise
         sys.stdout.flush()
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        raise SystemExit(error.exit_status) from None
 
 
 def console() -> Console:

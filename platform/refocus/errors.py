@@ -47,7 +47,15 @@ from collections.abc import Sequence
 
 
 class RefocusError(Exception):
-    """Root of all errors that Refocus raises on purpose."""
+    """Root of all errors that Refocus raises on purpose.
+
+    Attributes
+    ----------
+    exit_status : int
+        What a command that ends with this error exits with.
+    """
+
+    exit_status = 1
 
 
 class InputError(RefocusError, ValueError):
@@ -164,6 +172,9 @@ class PromotionRefused(ModelError):
     reasons : sequence of str
         Each condition that failed, with both numbers.
     """
+
+    # Told apart from failures: scripts go on with the present champion.
+    exit_status = 3
 
     def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
         self.reasons = tuple(reasons)

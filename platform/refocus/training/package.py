@@ -15,7 +15,8 @@ from refocus.training.runs import RunRecord
 def package_config(config: TrainingConfig) -> PackageConfig:
     """Return what serving must know of a network that `config` trains."""
     return PackageConfig(
-        name=config.name,
+        # The model is named after what it is for, the recipe after how it was made: recipes compete for one alias.
+        name=config.modality,
         modality=config.modality,
         network=config.network,
         largest_blur_px=config.optics.blur_radius_px[1],
@@ -40,9 +41,7 @@ def package_of(trainer: Trainer, record: RunRecord, metrics: Mapping[str, Any]) 
         "refocus_version": refocus.__version__,
         "commit": record.commit,
         "validation": {
-            name.removeprefix("validation_"): value
-            for name, value in metrics.items()
-            if name.startswith("validation_")
+            name.removeprefix("validation_"): value for name, value in metrics.items() if name.startswith("validation_")
         },
         "limits": "For research; not a diagnostic device. Fine detail beyond what defocus leaves is a prediction.",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -22,6 +23,12 @@ _MAX_FAILURES = 3
 _CHECKPOINTS_KEPT = 3
 # Ray Data needs a CPU of its own beside the train workers, or both wait for ever.
 _CPUS_FOR_DATA = 1
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one in this process."""
+    if not ray.is_initialized():
+        ray.init()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,9 @@ class Workers:
         except ValueError:
             minimum, maximum = 0, 0
         if not 1 <= minimum <= maximum:
-            raise ConfigurationError(f"--workers {text!r} is not understood; expected a number, or MIN:MAX such as 1:4.")
+            raise ConfigurationError(
+                f"--workers {text!r} is not understood; expected a number, or MIN:MAX such as 1:4."
+            )
         return cls(minimum, maximum, gpus > 0)
 
     def check(self) -> None:
@@ -73,7 +82,11 @@ class Workers:
             fits = min(cpus - _CPUS_FOR_DATA, gpus if self.use_gpu else cpus)
             raise ResourcesMissing(
                 f"{self.minimum} workers and Ray Data need {' and '.join(missing)}; "
-                + (f"--workers {fits} would fit." if fits >= 1 else "start the cluster with more, such as --num-cpus=4.")
+                + (
+                    f"--workers {fits} would fit."
+                    if fits >= 1
+                    else "start the cluster with more, such as --num-cpus=4."
+                )
             )
 
 
@@ -108,11 +121,13 @@ def train(
         name=run, recipe=config.name, config=config, dataset=version.uri, created=now(), commit=_commit()
     )
     record = claim_run(store, record, resume=resume)
+    worker: Any = train_worker
+    group: Any = workers.minimum if workers.minimum == workers.maximum else (workers.minimum, workers.maximum)
     trainer = TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config={"record": record.model_dump_json(), "settings": store.settings},
         scaling_config=ScalingConfig(
-            num_workers=workers.minimum if workers.minimum == workers.maximum else (workers.minimum, workers.maximum),
+            num_workers=group,
             use_gpu=workers.use_gpu,
         ),
         datasets={"train": rows.randomize_block_order(seed=config.seed)},
@@ -123,14 +138,17 @@ def train(
             storage_filesystem=store.settings.pyarrow_filesystem(),
             failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=_CHECKPOINTS_KEPT, checkpoint_score_attribute="validation_loss", checkpoint_score_order="min"
+                num_to_keep=_CHECKPOINTS_KEPT,
+                checkpoint_score_attribute="validation_loss",
+                checkpoint_score_order="min",
             ),
         ),
     )
     try:
-        outcome = trainer.fit().return_value or {}
+        result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"run {run!r} stopped: {error}\nGo on with it by --resume.") from error
+    outcome = result.return_value or {}
     if failure := outcome.get("failure"):
         raise NonFiniteLoss(f"run {run!r}: {failure}")
     return FinishedRun(record, int(outcome.get("step", config.steps)), best_checkpoint(store, run))

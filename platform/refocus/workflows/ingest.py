@@ -1,4 +1,4 @@
-"""What ``jobs/ingest.py`` does: plan, ingest with progress, seal, and say what came of it."""
+"""``jobs/ingest.py``: plan, ingest with progress, seal, and say what came of it."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
-"""What ``jobs/train.py`` does once its recipe is known."""
+"""``jobs/train.py``, once its recipe is known."""
 
 from __future__ import annotations
 
-import ray
 from rich.console import Console
 
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.training.config import TrainingConfig
-from refocus.training.trainer import FinishedRun, Workers
+from refocus.training.trainer import FinishedRun, Workers, connect
 from refocus.training.trainer import train as run_training
 
 
@@ -18,8 +17,7 @@ def train(
     """Train on the cluster that this process belongs to, and say what came of it."""
     store = ObjectStore(StoreSettings.from_environment())
     store.check_bucket()
-    if not ray.is_initialized():
-        ray.init()
+    connect()
     group = Workers.parse(workers)
     console.print(
         f"Run {run}: recipe {config.name}, {config.steps} steps of {config.batch_size} samples, "
