@@ -1,1 +1,5 @@
-"""The HTTP client; it stands on the wire format alone."""
+"""The HTTP client: NumPy arrays and files in, in-focus arrays and files out. Needs neither Ray nor torch."""
+
+from refocus.client.client import Client, FocusResult, Refocused
+
+__all__ = ["Client", "FocusResult", "Refocused"]

@@ -1,1 +1,1 @@
-"""The HTTP service on Ray Serve."""
+"""The HTTP service: plain classes that know nothing of Ray, and the deployments that run them."""

@@ -1,0 +1,32 @@
+"""From a restorer's answer to the file that travels back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from refocus.serving.requests import RestoreAnswer
+from refocus.wire.codec import encode
+from refocus.wire.image import Container, Provenance, WireImage
+
+
+def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container) -> bytes:
+    """Return the restored planes in the shape, type and metadata of `image`, with the model that made them.
+
+    Half widths of the interval, where there are any, follow as further planes.
+    """
+    provenance = Provenance(answer.model, answer.digest, {"out_of_range_share": f"{answer.out_of_range_share:.4f}"})
+    planes, description = answer.planes, image.description
+    if answer.half_width is not None:
+        widths = answer.half_width
+        if planes.dtype.kind == "u":
+            # Rounded up: an interval must not shrink on its way.
+            widths = np.ceil(widths).clip(0, np.iinfo(planes.dtype).max)
+        planes = np.concatenate([planes, widths.astype(planes.dtype)])
+        # OME-XML and ImageJ's lines count pages; twice as many would contradict them.
+        description = ""
+    alpha = image.alpha
+    if alpha is not None and len(planes) != len(alpha):
+        alpha = np.concatenate([alpha, alpha])
+    return encode(replace(image, planes=planes, description=description, alpha=alpha), container, provenance)

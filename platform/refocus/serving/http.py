@@ -1,0 +1,311 @@
+"""The HTTP interface: routes over a backend, whatever runs behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+import uuid
+from dataclasses import replace
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import refocus
+from refocus.errors import ModelMissing, RefocusError, ServiceBusy
+from refocus.serving.body import accepted, read_image
+from refocus.serving.config import ServingConfig
+from refocus.serving.metrics import RequestMetrics, access_log
+from refocus.serving.openapi import FOCUS_DOCS, REFOCUS_DOCS
+from refocus.serving.requests import ModelState, OnOutOfRange, RestoreAnswer, RestoreRequest, ServiceState, TileReport
+from refocus.serving.status import RETRY_AFTER_STATUSES, Refusal, problem_for
+from refocus.wire import headers
+from refocus.wire.codec import output_container
+from refocus.wire.image import MEDIA_TYPES, Container, WireImage
+from refocus.zstack import Modality
+
+_log = logging.getLogger("refocus.serving")
+_CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MAP_SIDE = 64
+
+
+class Backend(Protocol):
+    """What restores: in this process (tests, benchmarks), or on Ray."""
+
+    async def restore(self, request: RestoreRequest) -> RestoreAnswer:
+        """Restore planes."""
+
+    async def state(self) -> ServiceState:
+        """Say whether images can be served."""
+
+
+class FocusReport(BaseModel):
+    """What ``/v1/focus`` answers.
+
+    Parameters
+    ----------
+    defocus_um : float or None
+        Distance from focus that the median radius means, unsigned; known where pixel size and aperture are.
+    blur_map_px : list
+        For each plane: rows of predicted radii, at most 64 x 64.
+    tiles : tuple of TileReport
+    scan_again : tuple of int
+        Indices of the tiles to scan again.
+    """
+
+    model: str
+    digest: str
+    planes: int
+    height_px: int
+    width_px: int
+    blur_radius_px: float
+    defocus_um: float | None
+    out_of_range_share: float
+    blur_map_px: list[list[list[float]]]
+    tiles: tuple[TileReport, ...]
+    scan_again: tuple[int, ...]
+
+
+ModelQuery = Annotated[
+    str | None,
+    Query(description="NAME, NAME@champion, NAME@challenger or NAME@DIGEST", max_length=160, examples=["fluorescence"]),
+]
+ModalityQuery = Annotated[Modality | None, Query(description="What kind of image it is, where the model is not named")]
+PixelSizeQuery = Annotated[float | None, Query(gt=0, le=100, description="Where the file does not say it")]
+ApertureQuery = Annotated[float | None, Query(gt=0, le=1.7, description="Numerical aperture of the objective")]
+
+
+def make_app(backend: Backend, config: ServingConfig) -> FastAPI:
+    """Return the service's application over `backend`."""
+    app = FastAPI(
+        title="Refocus",
+        version=refocus.__version__,
+        description="Brings a defocused microscopy image into focus from a single shot.",
+    )
+    metrics = RequestMetrics()
+    app.add_middleware(_Correlated, config=config, metrics=metrics)
+    _add_error_handlers(app, config)
+
+    @app.post("/v1/refocus", response_class=Response, **REFOCUS_DOCS)
+    async def refocus_image(
+        request: Request,
+        model: ModelQuery = None,
+        modality: ModalityQuery = None,
+        pixel_size_um: PixelSizeQuery = None,
+        na: ApertureQuery = None,
+        uncertainty: Annotated[
+            bool, Query(description="Append the 90% interval's half widths as further planes")
+        ] = False,
+        on_out_of_range: Annotated[OnOutOfRange, Query(description="Where blur is beyond the training")] = "mark",
+    ) -> Response:
+        """Bring an image into focus; it comes back in its own format, size and type."""
+        wanted = accepted(request.headers.get("accept"))
+        image, stages = await _arrived(request, config)
+        if pixel_size_um is not None:
+            image = replace(image, pixel_size_um=pixel_size_um)
+        container = _container(image, wanted, uncertainty=uncertainty)
+        asked = RestoreRequest(
+            image.planes, model, modality, uncertainty, on_out_of_range, correlation_id=request.state.correlation_id
+        )
+        answer = await _restored(backend, asked, config, stages)
+        start = time.perf_counter()
+        body = await asyncio.to_thread(encode_answer, image, answer, container)
+        stages["encode"] = 1e3 * (time.perf_counter() - start)
+        _remember(request, answer, stages, image)
+        said = {
+            headers.MODEL: answer.model,
+            headers.MODEL_DIGEST: answer.digest,
+            headers.OUT_OF_RANGE: f"{answer.out_of_range_share:.4f}",
+            headers.SERVER_TIMING: headers.format_server_timing(stages),
+        }
+        if answer.half_width is not None:
+            said[headers.INTERVAL_SCALE] = f"level=0.9; calibrated={'true' if answer.calibrated else 'false'}"
+        return Response(body, media_type=MEDIA_TYPES[container], headers=said)
+
+    @app.post("/v1/focus", **FOCUS_DOCS)
+    async def focus(
+        request: Request,
+        model: ModelQuery = None,
+        modality: ModalityQuery = None,
+        pixel_size_um: PixelSizeQuery = None,
+        na: ApertureQuery = None,
+    ) -> FocusReport:
+        """Say how far out of focus an image is, where, and which tiles to scan again."""
+        image, stages = await _arrived(request, config)
+        asked = RestoreRequest(image.planes, model, modality, maps=True, correlation_id=request.state.correlation_id)
+        answer = await _restored(backend, asked, config, stages)
+        _remember(request, answer, stages, image)
+        return _report(image, answer, pixel_size_um or image.pixel_size_um, na)
+
+    @app.get("/v1/models")
+    async def models() -> list[ModelState]:
+        """List what serves, and what keeps a newer version from taking over."""
+        return list((await backend.state()).models)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Answer while this process lives."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", response_model=ServiceState, responses={503: {"model": ServiceState}})
+    async def readyz() -> Response:
+        """Say whether images can be restored now, and why not."""
+        try:
+            async with asyncio.timeout(min(10.0, config.request_timeout_s)):
+                state = await backend.state()
+        except (TimeoutError, ServiceBusy) as error:
+            state = ServiceState(ready=False, reason=str(error) or "the restorer does not answer")
+        return JSONResponse(state.model_dump(mode="json"), status_code=200 if state.ready else 503)
+
+    @app.get("/metrics", response_class=Response)
+    async def exposed() -> Response:
+        """Return this replica's metrics in Prometheus' format."""
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+async def _arrived(request: Request, config: ServingConfig) -> tuple[WireImage, dict[str, float]]:
+    start = time.perf_counter()
+    image = await read_image(request, config)
+    return image, {"decode": 1e3 * (time.perf_counter() - start)}
+
+
+async def _restored(
+    backend: Backend, asked: RestoreRequest, config: ServingConfig, stages: dict[str, float]
+) -> RestoreAnswer:
+    start = time.perf_counter()
+    try:
+        async with asyncio.timeout(config.request_timeout_s):
+            answer = await backend.restore(asked)
+    except TimeoutError:
+        raise TimeoutError(
+            f"The image was not restored within {config.request_timeout_s:g} s. Send smaller pieces, or ask later."
+        ) from None
+    except ModelMissing as error:
+        if asked.model is None:
+            raise Refusal(503, "no-model", str(error)) from error
+        raise
+    whole_ms = 1e3 * (time.perf_counter() - start)
+    spent = sum(answer.timings_ms.values())
+    stages["queue"] = max(0.0, whole_ms - spent)
+    stages["model"] = spent
+    return answer
+
+
+def _container(image: WireImage, wanted: Container | None, *, uncertainty: bool) -> Container:
+    container = output_container(image, wanted if wanted or not uncertainty else "tiff")
+    if uncertainty and container == "png":
+        raise Refusal(
+            406, "not-acceptable", "A PNG holds one plane; with uncertainty there are more. Ask for image/tiff."
+        )
+    return container
+
+
+def _report(
+    image: WireImage, answer: RestoreAnswer, pixel_size_um: float | None, aperture: float | None
+) -> FocusReport:
+    step = max(1, math.ceil(max(answer.blur_radius_px.shape[1:]) / _MAP_SIDE))
+    radius = float(np.median(answer.blur_radius_px))
+    defocus_um = None
+    if pixel_size_um and aperture and aperture < 1:
+        # Geometric radius of the defocus disc: |z| tan(asin(NA)), in air.
+        defocus_um = radius * pixel_size_um / math.tan(math.asin(aperture))
+    return FocusReport(
+        model=answer.model,
+        digest=answer.digest,
+        planes=len(image.planes),
+        height_px=image.height_px,
+        width_px=image.width_px,
+        blur_radius_px=radius,
+        defocus_um=defocus_um,
+        out_of_range_share=answer.out_of_range_share,
+        blur_map_px=np.round(answer.blur_radius_px[:, ::step, ::step].astype(float), 3).tolist(),
+        tiles=answer.tiles,
+        scan_again=tuple(number for number, tile in enumerate(answer.tiles) if tile.scan_again),
+    )
+
+
+def _remember(request: Request, answer: RestoreAnswer, stages: dict[str, float], image: WireImage) -> None:
+    request.state.answered = (f"{answer.model}@{answer.digest[:12]}", stages, image.pixels)
+
+
+def _add_error_handlers(app: FastAPI, config: ServingConfig) -> None:
+    async def handle(request: Request, error: Exception) -> Response:
+        return problem_response(error, request.scope, config)
+
+    # What is none of these goes up to _Correlated.
+    for kind in (RequestValidationError, HTTPException, Refusal, RefocusError, TimeoutError):
+        app.add_exception_handler(kind, handle)
+
+
+def problem_response(error: Exception, scope: Scope, config: ServingConfig) -> Response:
+    """Return an error as problem+json."""
+    correlation_id = scope.get("state", {}).get("correlation_id", "")
+    if isinstance(error, RequestValidationError):
+        said = "; ".join(f"{'.'.join(str(p) for p in each['loc'])}: {each['msg']}" for each in error.errors())
+        error = Refusal(422, "bad-request", said)
+    elif isinstance(error, HTTPException):
+        error = Refusal(error.status_code, "http", str(error.detail))
+    problem = problem_for(error, instance=scope.get("path", ""), correlation_id=correlation_id)
+    if problem.status == 500:
+        _log.error("request failed", exc_info=error, extra={"correlation_id": correlation_id})
+    retry_after = getattr(error, "retry_after_s", None) or config.retry_after_s
+    extra = {headers.RETRY_AFTER: str(math.ceil(retry_after))} if problem.status in RETRY_AFTER_STATUSES else {}
+    return Response(
+        problem.model_dump_json(),
+        status_code=problem.status,
+        media_type=headers.PROBLEM_JSON,
+        headers={**extra, headers.CORRELATION_ID: correlation_id},
+    )
+
+
+class _Correlated:
+    """Gives every request an id, its answer the same, counts and logs it, and lets no traceback out."""
+
+    def __init__(self, app: ASGIApp, config: ServingConfig, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._config = config
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(headers.CORRELATION_ID.lower().encode(), b"").decode("latin-1")
+        correlation_id = given if _CORRELATION_ID.fullmatch(given) else uuid.uuid4().hex
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["correlation_id"] = correlation_id
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                name = headers.CORRELATION_ID.lower().encode()
+                kept = [pair for pair in message["headers"] if pair[0].lower() != name]
+                message = {**message, "headers": [*kept, (name, correlation_id.encode())]}
+            await send(message)
+
+        self._metrics.began()
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception as error:  # noqa: BLE001 (the last place where it can become an answer)
+            if status == 0:
+                await problem_response(error, scope, self._config)(scope, receive, send_marked)
+        finally:
+            model, stages, pixels = state.get("answered", ("", {}, 0))
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.ended(route, status, model, stages, pixels)
+            if route.startswith("/v1/"):
+                access_log(
+                    _log, route=route, status=status, correlation_id=correlation_id, model=model, stages_ms=stages
+                )

@@ -1,0 +1,149 @@
+"""What is asked of a restorer and what it answers: plain values that travel between processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from refocus.zstack import Modality
+
+OnOutOfRange = Literal["mark", "keep", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """Planes to restore, and how.
+
+    Parameters
+    ----------
+    planes : ndarray, [P, Y, X] or [P, Y, X, 3]
+    model : str or None
+        ``NAME``, ``NAME@champion``, ``NAME@challenger`` or ``NAME@DIGEST``.
+    modality : str or None
+    uncertainty : bool
+        Also return the interval's half width.
+    on_out_of_range : {'mark', 'keep', 'fail'}
+        Where the image is beyond what the network was trained for: say so, give those tiles back as they came, or
+        refuse.
+    maps : bool
+        Also return the tile reports of ``/v1/focus``.
+    correlation_id : str
+    """
+
+    planes: npt.NDArray[Any]
+    model: str | None = None
+    modality: Modality | None = None
+    uncertainty: bool = False
+    on_out_of_range: OnOutOfRange = "mark"
+    maps: bool = False
+    correlation_id: str = ""
+
+    @property
+    def colors(self) -> int:
+        """3 for RGB, else 1."""
+        return 3 if self.planes.ndim == 4 else 1
+
+
+class TileReport(BaseModel):
+    """One tile of one plane, as ``/v1/focus`` reports it.
+
+    Parameters
+    ----------
+    blur_radius_px : float
+        Median predicted geometric radius of the defocus.
+    scan_again : bool
+        Whether the tile is out of range, or has nothing to judge by.
+    reasons : tuple of str
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    plane: int
+    y_px: int
+    x_px: int
+    height_px: int
+    width_px: int
+    blur_radius_px: float
+    sharpness: float
+    scan_again: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreAnswer:
+    """What came of a request.
+
+    Parameters
+    ----------
+    planes : ndarray
+        Like the request's.
+    half_width : ndarray, float32, or None
+        Of the 90% interval, in the image's units.
+    calibrated : bool
+        Whether that interval was calibrated on measured errors.
+    out_of_range_share : float
+        Of all pixels.
+    blur_radius_px : ndarray, float32, [P, y, x]
+    timings_ms : mapping of stage to milliseconds
+    """
+
+    planes: npt.NDArray[Any]
+    model: str
+    digest: str
+    out_of_range_share: float
+    blur_radius_px: npt.NDArray[np.float32]
+    stride_px: int
+    half_width: npt.NDArray[np.float32] | None = None
+    calibrated: bool = False
+    tiles: tuple[TileReport, ...] = ()
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class ModelState(BaseModel):
+    """One model as ``/v1/models`` and ``/readyz`` show it.
+
+    Parameters
+    ----------
+    source : {'champion', 'bundled'}
+    problem : str or None
+        Why what the alias names is not what serves: the old version stays when the new one is bad.
+    wanted_digest : str or None
+        What the alias names.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    name: str
+    digest: str
+    source: Literal["champion", "bundled"]
+    modality: str
+    channels: int
+    largest_blur_px: float
+    pixel_size_um: tuple[float, float] | None = None
+    numerical_aperture: tuple[float, float] | None = None
+    wanted_digest: str | None = None
+    problem: str | None = None
+
+
+class ServiceState(BaseModel):
+    """Whether images can be served, by what, and what stands in the way.
+
+    Parameters
+    ----------
+    ready : bool
+    reason : str
+        Why not, or empty.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ready: bool
+    reason: str = ""
+    device: str = ""
+    precision: str = ""
+    models: tuple[ModelState, ...] = ()
+    problems: tuple[str, ...] = ()

@@ -1,0 +1,220 @@
+"""The service as its users start it: ``serve run serve_configs/refocus.yaml`` in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from refocus.client import Client
+from refocus.errors import RequestRefused
+from refocus.io.store import ObjectStore
+from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.networks import NetworkConfig, build_network
+from refocus.model.restore import restore
+from refocus.registry.catalog import Catalog
+from refocus.testing.cluster import LocalCluster, free_ports
+
+pytestmark = [pytest.mark.ray, pytest.mark.store]
+TINY = NetworkConfig(widths=(4, 4), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
+
+
+def package(seed: int) -> ModelPackage:
+    torch.manual_seed(seed)
+    network = build_network(TINY)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    config = PackageConfig(name="served", modality="fluorescence", network=TINY, largest_blur_px=50.0, halo_px=64)
+    return ModelPackage.of(network, config)
+
+
+def crown(catalog: Catalog, made: ModelPackage) -> str:
+    record = catalog.publish(made)
+    try:
+        seen = catalog.alias(record.model, "champion")
+    except FileNotFoundError:
+        seen = None
+    catalog.move(record.model, "champion", record.digest, seen=seen, kind="promote", why="test")
+    return record.digest
+
+
+@contextlib.contextmanager
+def serving(repository: Path, environment: dict[str, str], folder: Path, cluster: LocalCluster) -> Iterator[str]:
+    """Run ``serve run`` on the repository's config, with another port and a quicker poll, and yield its address."""
+    (port,) = free_ports(1)
+    text = (repository / "serve_configs" / "refocus.yaml").read_text()
+    text, ports = re.subn(r"port: 8000", f"port: {port}", text)
+    text, polls = re.subn(r"poll_s: 5\b", "poll_s: 0.5", text)
+    assert (ports, polls) == (1, 1)
+    config = folder / "refocus.yaml"
+    config.write_text(text)
+    serve = Path(sys.executable).with_name("serve")
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [serve, "run", config], cwd=repository, env={**cluster.environment, **environment}, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(repository, store_settings, tmp_path_factory):
+    """A running service whose champion is ``package(1)``: (address, catalog)."""
+    settings = store_settings.model_copy(update={"bucket": "serving-integration"})
+    store = ObjectStore(settings)
+    store.create_bucket()
+    catalog = Catalog(store)
+    crown(catalog, package(1))
+    folder = tmp_path_factory.mktemp("serve")
+    environment = settings.environment()
+    with (
+        LocalCluster(num_cpus=4, working_directory=repository, environment=environment) as cluster,
+        serving(repository, environment, folder, cluster) as url,
+    ):
+        with Client(url) as client:
+            try:
+                client.wait_until_ready(120)
+            except Exception:
+                print((folder / "serve.log").read_text()[-6000:])
+                raise
+        yield url, catalog
+
+
+@pytest.fixture(scope="module")
+def grey() -> np.ndarray:
+    return (np.random.default_rng(0).random((300, 200)) * 3000 + 200).astype(np.uint16)
+
+
+def test_an_image_goes_through_the_real_service_and_back(served, grey):
+    url, catalog = served
+    with Client(url) as client:
+        answer = client.refocus_detailed(grey)
+        assert (answer.pixels.shape, answer.pixels.dtype) == (grey.shape, grey.dtype)
+        assert answer.digest == catalog.alias("served", "champion")[0].digest
+        assert client.models()[0]["source"] == "champion"
+        expected = restore(grey, package(1), device="cpu").pixels
+        # The replica runs with its own number of threads: sums in another order, a grey level of 3200 at most.
+        np.testing.assert_allclose(answer.pixels.astype(int), expected.astype(int), atol=1)
+        assert {"decode", "queue", "model", "encode"} == set(answer.timings_ms)
+
+
+def test_files_keep_their_format(served, grey, tmp_path):
+    import imagecodecs
+    import tifffile
+
+    url, _ = served
+    tifffile.imwrite(tmp_path / "in.ome.tif", np.stack([grey, grey]), ome=True, metadata={"axes": "CYX"})
+    (tmp_path / "in.png").write_bytes(imagecodecs.png_encode(grey))
+    with Client(url) as client:
+        digest = client.refocus_file(tmp_path / "in.ome.tif", tmp_path / "out.ome.tif")
+        client.refocus_file(tmp_path / "in.png", tmp_path / "out.png")
+    with tifffile.TiffFile(tmp_path / "out.ome.tif") as file:
+        assert file.series[0].axes == "CYX"
+        assert digest in file.ome_metadata
+    assert imagecodecs.png_decode((tmp_path / "out.png").read_bytes()).dtype == np.uint16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.ome.tif", "in.png", "out.ome.tif", "out.png"]
+
+
+def test_bad_bodies_are_refused_and_the_service_goes_on(served, grey):
+    url, _ = served
+    for body, status in (
+        (b"not an image", 415),
+        (b"II*\0" + b"\0" * 30, 422),
+        (b"\x89PNG\r\n\x1a\n" + b"\1" * 30, 422),
+    ):
+        response = httpx.post(f"{url}/v1/refocus", content=body)
+        assert response.status_code == status
+        assert response.headers["content-type"] == "application/problem+json"
+    with Client(url) as client:
+        with pytest.raises(RequestRefused, match="correlation id"):
+            client.refocus(grey, model="nobody")
+        assert client.refocus(grey).shape == grey.shape
+
+
+def test_a_body_over_the_limit_is_413_before_it_is_read(served):
+    url, _ = served
+    claimed = {"Content-Length": str(10**10), "Content-Type": "image/tiff"}
+
+    def begin():
+        yield b"II*\0"
+
+    started = time.monotonic()
+    with httpx.Client(timeout=30) as http, contextlib.suppress(httpx.TransportError):
+        response = http.send(http.build_request("POST", f"{url}/v1/refocus", content=begin(), headers=claimed))
+        assert response.status_code == 413
+    assert time.monotonic() - started < 20
+
+
+def test_a_promotion_under_load_loses_no_request(served, grey):
+    url, catalog = served
+    stop = threading.Event()
+    digests: list[str] = []
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        # No retries: the service itself must not fail.
+        with Client(url, retries=0) as client:
+            while not stop.is_set():
+                try:
+                    digests.append(client.refocus_detailed(grey).digest)
+                except Exception as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    second = crown(catalog, package(2))
+    deadline = time.monotonic() + 60
+    while second not in digests and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert digests[-1] == second
+    # One replica: from the first answer of the new model on, the old one is not seen again, save what was under way.
+    first_new = digests.index(second)
+    assert digests[first_new + 4 :].count(second) == len(digests[first_new + 4 :])
+
+
+def test_a_corrupt_champion_leaves_the_old_one_serving(served, grey):
+    url, catalog = served
+    before = catalog.alias("served", "champion")[0].digest
+    third = catalog.publish(package(3)).digest
+    key = f"registry/served/versions/{third}/weights.safetensors"
+    data = bytearray(catalog.store.get(key))
+    data[-1] ^= 1
+    catalog.store.put(key, bytes(data))
+    crown_again = catalog.alias("served", "champion")
+    catalog.move("served", "champion", third, seen=crown_again, kind="promote", why="corrupt")
+    with Client(url) as client:
+        deadline = time.monotonic() + 30
+        while not client.models()[0]["problem"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (model,) = client.models()
+        assert "sealed" in model["problem"]
+        assert model["digest"] == before
+        assert client.refocus_detailed(grey).digest == before
+        assert client.ready()
+    catalog.move("served", "champion", before, seen=catalog.alias("served", "champion"), kind="rollback", why="corrupt")

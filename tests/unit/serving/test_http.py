@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import io
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from starlette.testclient import TestClient
+
+from refocus.model.restore import restore
+from refocus.serving.config import ServingConfig
+from refocus.serving.http import make_app
+from refocus.serving.local import LocalBackend
+from refocus.serving.restorer import Restorer
+from refocus.wire import headers
+from refocus.wire.image import ImageLimits
+
+from .conftest import crown, package
+
+
+def tiff(pixels: np.ndarray, **options) -> bytes:
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, pixels, **options)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def grey() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return (generator.random((61, 83)) * 3000 + 200).astype(np.uint16)
+
+
+def problem(response) -> dict:
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == response.status_code
+    assert body["correlation_id"] == response.headers[headers.CORRELATION_ID]
+    assert "Traceback" not in response.text
+    return body
+
+
+def test_a_tiff_comes_back_restored_in_its_own_format_size_and_type(service, grey):
+    client, _ = service
+    response = client.post("/v1/refocus", content=tiff(grey), headers={"X-Correlation-Id": "mine-1"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/tiff"
+    expected = restore(grey, package(1), device="cpu", precision="fp32").pixels
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(response.content)), expected)
+    assert response.headers[headers.MODEL_DIGEST] == package(1).digest
+    assert response.headers[headers.CORRELATION_ID] == "mine-1"
+    stages = headers.parse_server_timing(response.headers[headers.SERVER_TIMING])
+    assert set(stages) == {"decode", "queue", "model", "encode"}
+    assert stages["model"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("color", [False, True])
+def test_a_png_comes_back_as_a_png_of_the_same_kind(service, dtype, color):
+    client, _ = service
+    top = np.iinfo(dtype).max
+    pixels = (np.random.default_rng(1).random((40, 50, 3) if color else (40, 50)) * top).astype(dtype)
+    response = client.post("/v1/refocus", content=imagecodecs.png_encode(pixels))
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    back = imagecodecs.png_decode(response.content)
+    assert (back.shape, back.dtype) == (pixels.shape, pixels.dtype)
+    assert response.headers[headers.MODEL] == ("tinted" if color else "tiny")
+
+
+def test_accept_decides_the_format(service, grey):
+    client, _ = service
+    body = tiff(grey)
+    assert client.post("/v1/refocus", content=body, headers={"Accept": "image/png"}).content[:4] == b"\x89PNG"
+    jpeg = imagecodecs.jpeg8_encode((grey >> 4).astype(np.uint8))
+    assert client.post("/v1/refocus", content=jpeg).headers["content-type"] == "image/png"
+    refused = client.post("/v1/refocus", content=body, headers={"Accept": "text/html"})
+    assert problem(refused)["status"] == 406
+
+
+def test_a_form_with_one_file_is_the_same_as_a_raw_body(service, grey):
+    client, _ = service
+    raw = client.post("/v1/refocus", content=tiff(grey))
+    form = client.post("/v1/refocus", files={"image": ("a.tif", tiff(grey), "image/tiff")})
+    assert form.content == raw.content
+    two = client.post("/v1/refocus", files={"a": ("a.tif", b"x"), "b": ("b.tif", b"y")})
+    assert problem(two)["status"] == 400
+
+
+def test_ome_metadata_come_back_with_model_and_digest(service, grey):
+    client, _ = service
+    body = tiff(np.stack([grey, grey]), ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "TuJ1"]}})
+    response = client.post("/v1/refocus", content=body)
+    with tifffile.TiffFile(io.BytesIO(response.content)) as file:
+        assert file.series[0].axes == "CYX"
+        assert "DAPI" in file.ome_metadata
+        assert package(1).digest in file.ome_metadata
+
+
+def test_uncertainty_appends_the_half_widths(service, grey):
+    client, _ = service
+    response = client.post("/v1/refocus?uncertainty=true", content=tiff(grey))
+    pages = tifffile.imread(io.BytesIO(response.content))
+    assert pages.shape == (2, *grey.shape)
+    # The tiny network was never calibrated, and the answer admits it.
+    assert response.headers[headers.INTERVAL_SCALE] == "level=0.9; calibrated=false"
+    assert (
+        problem(client.post("/v1/refocus?uncertainty=true", content=tiff(grey), headers={"Accept": "image/png"}))[
+            "status"
+        ]
+        == 406
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 415),
+        (b"I am text, whatever my name ends in", 415),
+        (b"II*\0" + b"\0" * 40, 422),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, 422),
+    ],
+)
+def test_a_body_that_is_no_image_is_refused_in_words(service, body, status):
+    client, _ = service
+    said = problem(client.post("/v1/refocus", content=body))
+    assert said["status"] == status
+    assert len(said["detail"]) > 20
+
+
+def test_a_truncated_tiff_is_refused(service, grey):
+    client, _ = service
+    assert problem(client.post("/v1/refocus", content=tiff(grey)[:-500]))["status"] == 422
+
+
+def test_limits_hold_for_bodies_announced_and_unannounced(catalog, grey):
+    crown(catalog, package(1))
+    config = ServingConfig(store="required", device="cpu", limits=ImageLimits(max_body_bytes=2000))
+    client = TestClient(make_app(LocalBackend(Restorer(config, catalog)), config))
+    assert problem(client.post("/v1/refocus", content=b"x" * 2001))["status"] == 413
+
+    def drip():
+        for _ in range(30):
+            yield b"x" * 100
+
+    assert problem(client.post("/v1/refocus", content=drip()))["status"] == 413
+
+
+def test_parameters_that_do_not_fit_are_named(service, grey):
+    client, _ = service
+    for query, word in (("na=7", "na"), ("modality=xray", "modality"), ("on_out_of_range=ignore", "on_out_of_range")):
+        said = problem(client.post(f"/v1/refocus?{query}", content=tiff(grey)))
+        assert said["status"] == 422
+        assert word in said["detail"]
+    assert problem(client.post("/v1/refocus?model=nobody", content=tiff(grey)))["status"] == 404
+    assert problem(client.get("/v2/else"))["status"] == 404
+
+
+def test_a_missing_champion_is_503_with_a_reason(catalog, config, grey):
+    client = TestClient(make_app(LocalBackend(Restorer(config, catalog)), config))
+    response = client.post("/v1/refocus", content=tiff(grey))
+    assert "no champion" in problem(response)["detail"]
+    assert (response.status_code, response.headers["retry-after"]) == (503, "3")
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert "jobs/promote.py" in ready.json()["reason"]
+    assert client.get("/healthz").status_code == 200
+
+
+def test_what_nobody_foresaw_is_500_and_tells_nothing(config, grey):
+    class Broken:
+        async def restore(self, request):
+            raise ZeroDivisionError("secret inner detail")
+
+        async def state(self):
+            raise ZeroDivisionError("secret inner detail")
+
+    client = TestClient(make_app(Broken(), config), raise_server_exceptions=False)
+    for response in (client.post("/v1/refocus", content=tiff(grey)), client.get("/v1/models")):
+        assert problem(response)["status"] == 500
+        assert "secret" not in response.text
+
+
+def test_an_answer_that_takes_too_long_is_504_with_retry_after(grey):
+    import asyncio
+
+    class Slow:
+        async def restore(self, request):
+            await asyncio.sleep(60)
+
+        async def state(self):
+            await asyncio.sleep(60)
+
+    client = TestClient(make_app(Slow(), ServingConfig(request_timeout_s=0.05)))
+    response = client.post("/v1/refocus", content=tiff(grey))
+    assert problem(response)["status"] == 504
+    assert "retry-after" in response.headers
+    assert client.get("/readyz").status_code == 503
+
+
+def test_out_of_range_is_marked_kept_or_refused(catalog, config, grey):
+    made = package(1)
+    # A range that nothing is inside of: every tile is beyond it.
+    narrow = made.config.model_copy(update={"largest_blur_px": 1e-6})
+    crown(catalog, type(made)(narrow, made.weights))
+    client = TestClient(make_app(LocalBackend(Restorer(config, catalog)), config))
+    marked = client.post("/v1/refocus", content=tiff(grey))
+    assert marked.headers[headers.OUT_OF_RANGE] == "1.0000"
+    kept = client.post("/v1/refocus?on_out_of_range=keep", content=tiff(grey))
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(kept.content)), grey)
+    refused = client.post("/v1/refocus?on_out_of_range=fail", content=tiff(grey))
+    assert "further out of focus" in problem(refused)["detail"]
+
+
+def test_focus_reports_tiles_and_distance(service, grey):
+    client, _ = service
+    body = np.tile(grey, (6, 6))
+    report = client.post("/v1/focus?pixel_size_um=0.325&na=0.75", content=tiff(body)).json()
+    assert (report["height_px"], report["width_px"]) == body.shape
+    assert len(report["tiles"]) == 4
+    # tan(asin(0.75)) = 1.1339.
+    assert report["defocus_um"] == pytest.approx(report["blur_radius_px"] * 0.325 / 1.1339, rel=1e-3)
+    assert client.post("/v1/focus", content=tiff(body)).json()["defocus_um"] is None
+    assert max(len(report["blur_map_px"][0]), len(report["blur_map_px"][0][0])) <= 64
+
+
+def test_docs_models_and_metrics_answer(service, grey):
+    client, _ = service
+    client.post("/v1/refocus", content=tiff(grey))
+    assert client.get("/docs").status_code == 200
+    described = client.get("/openapi.json").json()
+    assert {"/v1/refocus", "/v1/focus", "/v1/models", "/healthz", "/readyz"} <= set(described["paths"])
+    assert {"413", "415", "422", "503"} <= set(described["paths"]["/v1/refocus"]["post"]["responses"])
+    assert [model["name"] for model in client.get("/v1/models").json()] == ["tinted", "tiny"]
+    metrics = client.get("/metrics").text
+    assert 'refocus_stage_seconds_count{model="tiny@' in metrics
+
+
+def test_labels_stay_bounded_whatever_clients_ask(service):
+    client, _ = service
+    for number in range(50):
+        client.get(f"/nowhere/{number}")
+    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("refocus_requests_total")]
+    assert len([line for line in lines if 'status="404"' in line]) == 1
+
+
+def test_correlation_ids_that_could_forge_a_log_are_replaced(service):
+    client, _ = service
+    answer = client.get("/healthz", headers={"X-Correlation-Id": "a b;<script>"})
+    assert answer.headers[headers.CORRELATION_ID].isalnum()
