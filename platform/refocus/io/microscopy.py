@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from refocus.errors import InputError, UnreadableImage
+from refocus.errors import ConfigurationError, InputError, UnreadableImage
 from refocus.wire.codec import decode, sniff
 from refocus.wire.image import ImageLimits, WireImage
 from refocus.zstack import Acquisition, ZStack
@@ -47,6 +47,8 @@ class ImageSource(ABC):
 
         Raises
         ------
+        ConfigurationError
+            If there is no such position.
         UnreadableImage
             If its bytes are broken or missing.
         """
@@ -59,6 +61,14 @@ class ImageSource(ABC):
     def size(self, axis: str) -> int:
         """Length along `axis`, 1 where there is no such axis."""
         return self.shape[self.axes.index(axis)] if axis in self.axes else 1
+
+    def _check_position(self, **positions: int) -> None:
+        for axis, position in positions.items():
+            if not 0 <= position < self.size(axis):
+                raise ConfigurationError(
+                    f"{self.name} has {self.size(axis)} position{'s' if self.size(axis) > 1 else ''} along {axis}; "
+                    f"asked for number {position}, counted from 0."
+                )
 
     def close(self) -> None:  # noqa: B027 (what lies in memory has nothing to release)
         """Release the file; safe to call twice."""
@@ -146,6 +156,7 @@ class RasterSource(ImageSource):
 
     def plane(self, *, z: int = 0, c: int = 0, t: int = 0) -> npt.NDArray[Any]:
         """Return the image."""
+        self._check_position(Z=z, C=c, T=t)
         return self._pixels
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -20,6 +19,7 @@ from refocus.errors import (
     UnsupportedImage,
 )
 from refocus.io.microscopy import ImageSource
+from refocus.io.tiff_chain import check_chain
 from refocus.zstack import AXES, Acquisition, Modality
 
 #: Micrometres in one unit, by the names that OME, ImageJ and people use.
@@ -43,10 +43,14 @@ class TiffSource(ImageSource):
     def __init__(self, file: BinaryIO, *, name: str, answers: Acquisition, axes: str | None) -> None:
         self.name = name
         self._file = file
+        self._length = file.seek(0, 2)
+        file.seek(0)
         try:
+            # What NDPI writes has offsets of its own kind.
             self._tiff = tifffile.TiffFile(file)
+            if not self._tiff.is_ndpi:
+                check_chain(file, self._length, name)
             series = _only_series(self._tiff, name)
-            self._length = file.seek(0, 2)
             said = _acquisition(self._tiff)
         except (InputError, StoreError):
             # A store that does not answer says nothing about the image.
@@ -75,18 +79,15 @@ class TiffSource(ImageSource):
         wanted = {"T": t, "C": c, "Z": z}
         leading = [axis for axis in self._file_axes if axis in wanted]
         lengths = [self.size(axis) for axis in leading]
-        for axis, length in zip(leading, lengths, strict=True):
-            if not 0 <= wanted[axis] < length:
-                raise ConfigurationError(f"{self.name} has {length} positions along {axis}; asked for {wanted[axis]}.")
+        self._check_position(**wanted)
         number = int(np.ravel_multi_index([wanted[a] for a in leading], lengths)) if leading else 0
         try:
             pixels = self._page(number)
-        except InputError:
+        except (InputError, StoreError):
             raise
-        except (ValueError, TypeError, RuntimeError, IndexError, EOFError, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, EOFError) and error.errno is None:
-                raise
-            raise UnreadableImage(f"{self.name}: plane {number} cannot be decoded: {error}.") from error
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise UnreadableImage(f"{self.name}: plane {number} cannot be decoded: {reason}.") from error
         trailing = [axis for axis in self._file_axes if axis in "YXS"]
         if trailing != sorted(trailing, key="YXS".index):
             pixels = np.moveaxis(pixels, trailing.index("S"), -1)
@@ -123,8 +124,6 @@ class TiffSource(ImageSource):
                 for page in pages
                 for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
             ]
-            # A chain of pages that leads out of the file: what it led to is lost, and how much that was is unknown.
-            ends.append(_next_page_offset(self._tiff, self._file))
         if ends and max(ends) > self._length:
             raise UnreadableImage(
                 f"{self.name} is truncated: its header promises {max(ends)} bytes and the file has {self._length}. "
@@ -155,16 +154,6 @@ def _check_readable(series: tifffile.TiffPageSeries, name: str) -> None:
             f"{name} is compressed by method {getattr(compression, 'name', compression)}, which is not read here; "
             "save it uncompressed, or with deflate, LZW or zstd."
         ) from None
-
-
-def _next_page_offset(tiff: tifffile.TiffFile, file: BinaryIO) -> int:
-    """Where the last page's directory says that another one begins; 0 for nowhere."""
-    layout, start = tiff.tiff, tiff.pages[-1].offset
-    file.seek(start)
-    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    file.seek(start + layout.tagnosize + tags * layout.tagsize)
-    (offset,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
-    return int(offset)
 
 
 def _meaning_of(series: tifffile.TiffPageSeries, answer: str | None, name: str) -> str:

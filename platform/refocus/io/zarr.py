@@ -134,9 +134,7 @@ class ZarrSource(ImageSource):
     def plane(self, *, z: int = 0, c: int = 0, t: int = 0) -> npt.NDArray[Any]:
         """Read one plane; chunks that hold several planes are decoded once while they are asked for in turn."""
         wanted = {"T": t, "C": c, "Z": z}
-        for axis, position in wanted.items():
-            if not 0 <= position < self.size(axis):
-                raise ConfigurationError(f"{self.name} has {self.size(axis)} positions along {axis}; asked {position}.")
+        self._check_position(**wanted)
         chunks = dict(zip(self._file_axes, self._array.chunks, strict=True))
         depth = chunks.get("Z", 1)
         plane_bytes = self.dtype.itemsize * math.prod(self.size(axis) for axis in "YXS")
