@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import refocus
 from refocus.errors import ModelMissing, RefocusError, ServiceBusy
+from refocus.serving.answers import encode_answer
 from refocus.serving.body import accepted, read_image
 from refocus.serving.config import ServingConfig
 from refocus.serving.metrics import RequestMetrics, access_log
