@@ -30,9 +30,9 @@ class LossWeights(BaseModel):
     ssim: Weight = 0.5
     ms_ssim: Weight = 0.5
     fourier: Weight = 0.0
-    light: Weight = 0.2
+    light: Weight = 1.0
     scale: Weight = 0.05
-    blur: Weight = 0.3
+    blur: Weight = 0.4
     adversarial: Weight = 0.0
 
 
