@@ -9,7 +9,7 @@ of any tile it was fitted on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -224,18 +224,30 @@ def _rings(tile: Image, noise: float) -> Image:
 
 
 def fit_gate(
-    in_range: Sequence[Image],
-    beyond: Sequence[Image],
+    in_range: Image,
+    beyond: Image,
     *,
     largest_blur_px: float,
     false_alarms: float = 0.04,
     unfamiliar: float = 0.005,
     tile_px: int = 256,
 ) -> RangeGate:
-    """Fit the rule to grey tiles in range and beyond it.
+    """Fit the rule to tiles in range and beyond it, given by their features.
 
     Logistic regression with a small ridge on the quadratic features, classes weighted alike; the threshold lets
     `1 - false_alarms` of the tiles in range pass, and `1 - unfamiliar` of all tiles are familiar.
+
+    Parameters
+    ----------
+    in_range, beyond : ndarray, shape [N, F]
+        Rows of :func:`features_of`.
+    largest_blur_px : float
+        Where the range ends.
+    false_alarms : float
+        Share of tiles in range that may be flagged as beyond it.
+    unfamiliar : float
+        Share of all tiles that may be flagged as unlike the others.
+    tile_px : int
 
     Raises
     ------
@@ -245,7 +257,7 @@ def fit_gate(
     least = len(FEATURES) * (len(FEATURES) + 3) // 2 + 1
     if min(len(in_range), len(beyond)) < least:
         raise InputError(f"{len(in_range)} tiles in range and {len(beyond)} beyond; expected at least {least} of each.")
-    features = np.array([features_of(t) for t in (*in_range, *beyond)])
+    features = np.concatenate([in_range, beyond])
     label = np.arange(len(features)) >= len(in_range)
     centre, spread = features.mean(0), features.std(0) + 1e-9
     standard = (features - centre) / spread

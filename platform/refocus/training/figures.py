@@ -138,16 +138,16 @@ def series_curves(report: EvaluationReport, metric: Metric, methods: Sequence[st
     figure = _figure(5.0 * len(specimens), 3.4)
     for axis, specimen in zip(figure.subplots(1, len(specimens), squeeze=False)[0], specimens, strict=True):
         for order, method in enumerate(methods):
-            points = [
-                (_plane(m.band), getattr(m.score, metric))
-                for m in measured
-                if m.specimen == specimen and m.method == method and getattr(m.score, metric) is not None
-            ]
+            by_plane: dict[float, list[float]] = {}
+            for m in measured:
+                if m.specimen == specimen and m.method == method and getattr(m.score, metric) is not None:
+                    by_plane.setdefault(_plane(m.band), []).append(getattr(m.score, metric))
+            points = [(plane, float(np.mean(values))) for plane, values in by_plane.items()]
             if points:
                 colour = "#777777" if method == INPUT else _COLOURS[order % len(_COLOURS)]
                 axis.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=method, color=colour)
         axis.set_title(specimen, fontsize=9)
-        axis.set_xlabel("planes from focus")
+        axis.set_xlabel("planes from focus, both sides")
         axis.set_ylabel(NAMES[metric])
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7, frameon=False)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from refocus.model.abstain import RangeGate, fit_gate
+from refocus.model.abstain import RangeGate, features_of, fit_gate
 from refocus.model.calibration import CalibrationSample, enlarged, fit_calibration
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import LoadedModel
@@ -105,9 +105,9 @@ def gate_for(
     for system in systems:
         # Photons from dim to bright: a gate fitted on one exposure takes others for another blur.
         for steps, into in ((IN_RANGE_STEPS, near), (BEYOND_STEPS, far)):
-            settings = _at_steps(system, largest_blur_px, steps, (500.0, 1500.0, 5000.0), 0)
-            into += [scene.image.mean(0) for scene in scenes_of(images, settings)]
-    return fit_gate(near, far, largest_blur_px=largest_blur_px)
+            settings = _at_steps(system, largest_blur_px, steps, (700.0, 3000.0), 0)
+            into += [features_of(scene.image.mean(0)) for scene in scenes_of(images, settings)]
+    return fit_gate(np.array(near), np.array(far), largest_blur_px=largest_blur_px)
 
 
 def flagged_by_blur(

@@ -19,8 +19,8 @@ def texture(seed, blur_px, side=128, noise=0.02):
 @pytest.fixture(scope="module")
 def gate():
     rng = np.random.default_rng(0)
-    near = [texture(seed, rng.uniform(0, 4)) for seed in range(240)]
-    far = [texture(1000 + seed, rng.uniform(6, 8)) for seed in range(240)]
+    near = np.array([features_of(texture(seed, rng.uniform(0, 4))) for seed in range(240)])
+    far = np.array([features_of(texture(1000 + seed, rng.uniform(6, 8))) for seed in range(240)])
     return fit_gate(near, far, largest_blur_px=4, tile_px=128)
 
 
@@ -103,4 +103,4 @@ def test_products_are_appended_once():
 
 def test_too_few_tiles_are_refused():
     with pytest.raises(InputError, match="at least"):
-        fit_gate([texture(0, 1)] * 5, [texture(1, 8)] * 5, largest_blur_px=4)
+        fit_gate(np.zeros((5, len(FEATURES))), np.ones((5, len(FEATURES))), largest_blur_px=4)
