@@ -10,12 +10,14 @@ from refocus.errors import ConfigurationError
 from refocus.io.store import ObjectStore
 
 _PARALLEL_REQUESTS = 8
+# Hidden by their name only: without them a folder of chunks is no OME-Zarr 0.4.
+_ZARR_METADATA = frozenset({".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 
 
 def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
     """Send a file, or a folder with all below it, and return how many objects were sent and kept.
 
-    An object whose ETag is the MD5 of the file's bytes is kept. Hidden files are left out.
+    An object whose ETag is the MD5 of the file's bytes is kept. Hidden files are left out, those of Zarr excepted.
 
     Raises
     ------
@@ -26,7 +28,7 @@ def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
     if source.is_file():
         files = {f"{prefix}/{source.name}": source}
     else:
-        visible = (path for path in sorted(source.rglob("*")) if not path.name.startswith("."))
+        visible = (path for path in sorted(source.rglob("*")) if not _is_hidden(path))
         files = {f"{prefix}/{path.relative_to(source).as_posix()}": path for path in visible if path.is_file()}
     if not files:
         raise ConfigurationError(f"{source} holds no file to upload.")
@@ -43,3 +45,7 @@ def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
     with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
         sent = sum(pool.map(send, files.items()))
     return sent, len(files) - sent
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") and path.name not in _ZARR_METADATA

@@ -183,6 +183,9 @@ def _open_group(location: Path | tuple[ObjectStore, str], name: str) -> zarr.Gro
     except StoreError:
         raise
     except Exception as error:
+        if not isinstance(location, Path):
+            # To zarr a bucket that is missing is a group that is missing: let the store say which.
+            next(location[0].list(location[1]), None)
         raise UnreadableImage(f"{name} is no Zarr group ({type(error).__name__}: {error}).") from error
 
 

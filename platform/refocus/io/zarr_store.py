@@ -45,6 +45,8 @@ class ZarrObjects(Store):
     def __str__(self) -> str:
         return self._store.uri(self._prefix)
 
+    __repr__ = __str__
+
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
