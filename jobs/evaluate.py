@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few images and depths: seconds")
     parser.add_argument("--classical", action="store_true", help="with Wiener and Richardson-Lucy: minutes")
     parser.add_argument("--baselines-from", type=Path, help="an evaluation.json whose classical rows are taken over")
+    parser.add_argument("--calibrate", type=Path, help="fit intervals and gate first; save the package here")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
     options = vars(parser.parse_args())
     with clear_errors():

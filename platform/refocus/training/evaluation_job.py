@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,12 +21,14 @@ from refocus.training.baselines import BASELINES
 from refocus.training.evaluate import Progress, evaluate
 from refocus.training.methods import check_seams, network_method
 from refocus.training.report import examples_of, html_report, markdown_table, series_table
-from refocus.training.scenes import SceneSettings, SharpImage
+from refocus.training.scenes import SMALLEST_FIELD_PX, SceneSettings, SharpImage
 from refocus.training.series import MeasuredPlane, planes_of, thinned
-from refocus.training.validation import QUICK, evenly, report_on_split, sharp_images_in
+from refocus.training.trust import with_calibration, with_gate
+from refocus.training.validation import QUICK, calibrated_on_split, evenly, report_on_split, sharp_images_in
 from refocus.zstack import MODALITIES, Acquisition
 
 EXAMPLES = 3
+CALIBRATION_IMAGES = 40
 
 
 def evaluate_and_write(
@@ -39,6 +42,7 @@ def evaluate_and_write(
     quick: bool,
     classical: bool,
     baselines_from: Path | None,
+    calibrate: Path | None,
     most: int,
     console: Console,
 ) -> EvaluationReport:
@@ -59,19 +63,27 @@ def evaluate_and_write(
         With unsharp mask, Wiener and Richardson-Lucy: minutes.
     baselines_from : Path or None
         An earlier ``evaluation.json`` whose classical rows are taken over instead: they do not change with the model.
+    calibrate : Path or None
+        First fit the judged package's intervals and gate on the calibration split of `images` or `dataset`, and save
+        it with its evaluation into this folder.
     most : int
         At most this many sharp images of each modality of a folder.
     console : Console
     """
     packages = [open_package(name) for name in models]
+    version = DatasetVersion.open(ObjectStore(StoreSettings.from_environment()), dataset) if dataset else None
+    if calibrate is not None:
+        if not packages:
+            raise InputError("no model was named; there is nothing to calibrate (--model).")
+        console.print(f"  calibrating {packages[0].config.name} on the calibration split")
+        packages[0] = _trusted(packages[0], version, images)
     baselines = BASELINES if classical else ()
     settings = QUICK if quick else SceneSettings()
     progress = _progress(console)
     sharp: list[SharpImage] = []
-    if dataset is not None:
+    if version is not None:
         if not packages:
             raise InputError("no model was named; a dataset is evaluated for one (--model).")
-        version = DatasetVersion.open(ObjectStore(StoreSettings.from_environment()), dataset)
         judged, *others = packages
         rows = {p.config.name if p.config.name != judged.config.name else p.digest[:12]: p for p in others}
         report = report_on_split(
@@ -95,6 +107,8 @@ def evaluate_and_write(
         report = report.with_rows_of(earlier)
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(report.model_dump_json())
+    if calibrate is not None:
+        replace(packages[0], evaluation=report.model_dump(mode="json")).save(calibrate)
     methods = {p.config.name: network_method(p, check=False) for p in packages}
     shown = [] if quick else evenly(sharp, EXAMPLES)
     (out / "evaluation.html").write_text(html_report(report, examples_of(methods, shown, settings)))
@@ -117,6 +131,20 @@ def open_package(name: str) -> ModelPackage:
         If there is neither.
     """
     return ModelPackage.bundled(name) if name in bundled_names() else ModelPackage.load(Path(name))
+
+
+def _trusted(package: ModelPackage, version: DatasetVersion | None, images: Path | None) -> ModelPackage:
+    """Fit intervals, and the gate where the specimens suffice for one."""
+    if version is not None:
+        return calibrated_on_split(package, version)
+    if images is None:
+        raise InputError("no images were named to calibrate on; give --images or --dataset.")
+    everything = [i for i in sharp_images_in(images, "calibration") if min(i.pixels.shape[1:]) >= SMALLEST_FIELD_PX]
+    own = [i for i in everything if i.modality == package.config.modality]
+    fitted = with_calibration(package, evenly(own, CALIBRATION_IMAGES))
+    # The gate sees neither colour nor network: all modalities, and training's specimens, teach it what blur is.
+    more = [i for i in sharp_images_in(images, "train") if min(i.pixels.shape[1:]) >= SMALLEST_FIELD_PX]
+    return fitted if package.config.gate is not None else with_gate(fitted, everything + evenly(more, len(everything)))
 
 
 def _from_folders(

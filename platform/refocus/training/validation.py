@@ -20,6 +20,7 @@ from refocus.training.evaluate import Progress, evaluate
 from refocus.training.methods import check_seams, network_method
 from refocus.training.scenes import SMALLEST_FIELD_PX, SceneSettings, SharpImage
 from refocus.training.series import MeasuredPlane
+from refocus.training.trust import with_calibration
 from refocus.zstack import MODALITIES, Modality
 
 #: Seconds, not minutes: what promotion asks on two cores.
@@ -84,6 +85,20 @@ def report_on_split(
         seam=None if quick else check_seams(package),
         progress=progress,
     )
+
+
+def calibrated_on_split(
+    package: ModelPackage, version: DatasetVersion, *, split: Split = "calibration", most: int = 24
+) -> ModelPackage:
+    """Return the package with intervals calibrated on a dataset version's calibration split; seconds a specimen.
+
+    Raises
+    ------
+    InputError
+        If fewer than 5 specimens of the package's modality are there.
+    """
+    images = sharp_tiles(version.tiles(split, modalities=[package.config.modality]), most=most)
+    return with_calibration(package, images)
 
 
 def sharp_tiles(tiles: Iterable[Tile], *, most: int) -> list[SharpImage]:
