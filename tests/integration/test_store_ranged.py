@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from refocus.errors import ObjectChanged, ObjectMissing, StoreUnreachable, UnreadableImage
+from refocus.errors import ObjectChanged, ObjectMissing, StoreError, StoreUnreachable, UnreadableImage
 from refocus.io.microscopy import open_image
 from refocus.io.ranged import RangedObject
 from refocus.io.store import ObjectStore
@@ -75,6 +75,41 @@ def test_one_plane_of_a_compressed_stack_costs_little_more_than_its_own_bytes(st
         np.testing.assert_array_equal(image.plane(z=25), pixels[25])
         # Compressed noise is as large as the noise; blocks of 256 KiB at both ends.
         assert file.bytes_fetched - before <= pixels[25].nbytes + 2 * 256 * 1024
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_stack_written_page_by_page_is_opened_for_its_directories_alone(store, compression):
+    # As Micro-Manager and many exporters write it: each directory lies between the pixels of two planes.
+    first = np.random.default_rng(0).integers(0, 60_000, (256, 512), np.uint16)
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff:
+        for z in range(60):
+            tiff.write(first + z, contiguous=False, metadata=None, compression=compression)
+    store.put("stack.tif", file.getvalue())
+    ranged = RangedObject.open(store, "stack.tif")
+    with open_image(ranged, name="stack.tif", axes="ZYX") as image:
+        # 256 KiB of header at once, then one or two blocks of 8 KiB a directory: of 15 MB in all.
+        assert ranged.bytes_fetched < 256 * 1024 + 60 * 2 * 8 * 1024
+        assert ranged.requests <= 1 + 60 * 2
+        before = ranged.bytes_fetched
+        for z in range(10, 20):
+            np.testing.assert_array_equal(image.plane(z=z), first + z)
+        assert ranged.bytes_fetched - before <= 10 * first.nbytes
+
+
+def test_an_array_of_any_shape_can_be_read_into(store):
+    pixels = np.arange(6 * 7, dtype=np.uint16).reshape(6, 7)
+    store.put("key", pixels.tobytes())
+    into = np.empty_like(pixels)
+    assert RangedObject.open(store, "key").readinto(into) == pixels.nbytes
+    np.testing.assert_array_equal(into, pixels)
+
+
+def test_a_wrong_size_is_noticed_instead_of_giving_fewer_bytes(store):
+    etag = store.put("key", b"x" * 1000)
+    file = RangedObject(store, "key", size_bytes=2000, etag=etag)
+    with pytest.raises(StoreError, match="1000 bytes where 2000"):
+        file.read()
 
 
 def test_an_object_replaced_while_it_is_read_raises_instead_of_mixing(store):

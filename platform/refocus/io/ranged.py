@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
+from refocus.errors import StoreError
 from refocus.io.store import ObjectStore
 
-_BLOCK_BYTES = 256 * 1024
-_BLOCKS_KEPT = 32
-# Headers and directories are small and lie together; what is longer is pixels, read once and best read alone.
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# Directories of a TIFF are small and may lie megabytes apart, each between the pixels of two planes; or all together.
+_BLOCK_BYTES = 8 * 1024
+_LARGEST_AHEAD_BLOCKS = 32
+_BLOCKS_KEPT = 4096
+# Headers and directories are small; what is longer is pixels, read once and best read alone.
 _LARGEST_SHARED_READ_BYTES = 64 * 1024
 
 
 class RangedObject(io.RawIOBase):
     """A seekable, read-only file over one object.
 
-    Small reads (headers, directories) come from cached blocks; a longer one is one request for just its bytes.
+    Small reads (headers, directories) come from cached blocks, which are fetched further ahead the longer the reading
+    goes straight on; a longer one is one request for just its bytes. Some 32 MiB at most are held.
     Every request carries the ETag, so an object that is replaced meanwhile raises `ObjectChanged` instead of
     giving half of each.
 
@@ -35,8 +43,11 @@ class RangedObject(io.RawIOBase):
         self._etag = etag
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        # The header is read on from: mostly the first directory and its text follow.
+        self._last_asked, self._ahead = -1, _LARGEST_AHEAD_BLOCKS // 2
         self.name = store.uri(key)
         self.bytes_fetched = 0
+        self.requests = 0
 
     @classmethod
     def open(cls, store: ObjectStore, key: str) -> RangedObject:
@@ -58,9 +69,11 @@ class RangedObject(io.RawIOBase):
         self._position = max(base + offset, 0)
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._range(self._position, min(self._position + len(buffer), self._size))
-        buffer[: len(data)] = data
+    def readinto(self, buffer: Buffer) -> int:
+        # Arrays come as they are, of any shape and item size; a file knows only bytes.
+        target = memoryview(buffer).cast("B")
+        data = self._range(self._position, min(self._position + len(target), self._size))
+        target[: len(data)] = data
         self._position += len(data)
         return len(data)
 
@@ -74,23 +87,35 @@ class RangedObject(io.RawIOBase):
         if stop <= start:
             return b""
         first, last = start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES
-        cached = all(number in self._blocks for number in range(first, last + 1))
-        if stop - start > _LARGEST_SHARED_READ_BYTES and not cached:
+        missing = [number for number in range(first, last + 1) if number not in self._blocks]
+        if missing and stop - start > _LARGEST_SHARED_READ_BYTES:
             return self._fetch(start, stop)
-        joined = b"".join(self._block(number) for number in range(first, last + 1))
+        if missing:
+            self._fetch_blocks(missing[0], missing[-1])
+        self._last_asked = last
+        for number in range(first, last + 1):
+            self._blocks.move_to_end(number)
+        while len(self._blocks) > _BLOCKS_KEPT:
+            self._blocks.popitem(last=False)
+        joined = b"".join(self._blocks[number] for number in range(first, last + 1))
         return joined[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
 
-    def _block(self, number: int) -> bytes:
-        if number in self._blocks:
-            self._blocks.move_to_end(number)
-        else:
-            start = number * _BLOCK_BYTES
-            self._blocks[number] = self._fetch(start, min(start + _BLOCK_BYTES, self._size))
-            if len(self._blocks) > _BLOCKS_KEPT:
-                self._blocks.popitem(last=False)
-        return self._blocks[number]
+    def _fetch_blocks(self, first: int, last: int) -> None:
+        goes_straight_on = 0 <= first - self._last_asked <= 1
+        self._ahead = min(2 * self._ahead, _LARGEST_AHEAD_BLOCKS) if goes_straight_on else 1
+        stop = max(last + 1, first + self._ahead) * _BLOCK_BYTES
+        start = first * _BLOCK_BYTES
+        data = self._fetch(start, min(stop, self._size))
+        for number, offset in enumerate(range(0, len(data), _BLOCK_BYTES), start=first):
+            self._blocks[number] = data[offset : offset + _BLOCK_BYTES]
 
     def _fetch(self, start: int, stop: int) -> bytes:
         data = self._store.get_range(self._key, start, stop, etag=self._etag)
         self.bytes_fetched += len(data)
+        self.requests += 1
+        if len(data) != stop - start:
+            raise StoreError(
+                f"{self.name} gave {len(data)} bytes where {stop - start} were asked for, from byte {start}; "
+                f"it should have {self._size} in all. Was its size read from this very object?"
+            )
         return data
