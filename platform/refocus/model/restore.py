@@ -21,6 +21,10 @@ from refocus.zstack import AXES
 Precision = Literal["auto", "fp32", "bf16"]
 Progress = Callable[[int, int], None]
 
+_ROWS_OF_PIXELS = 4_000_000
+#: Beyond these the network is at a loss, and scaling its changes would not mend them.
+_BALANCE_LIMITS = (0.5, 2.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Restoration:
@@ -183,6 +187,7 @@ class LoadedModel:
             if scale is not None and band.scale is not None:
                 error = band.scale.mean(0, keepdims=True) if repeated > 1 else band.scale
                 scale[:, band.rows] = error * constants.scale
+        _balance(plane, pixels, floor=0.0 if low >= 0 else None)
         return blur
 
 
@@ -202,8 +207,9 @@ def restore(
 ) -> Restoration:
     """Bring an image into focus.
 
-    Planes are restored one by one: each time, channel and z-position, and each colour by itself where the network
-    sees one channel. To restore many images with one model, keep a `LoadedModel`.
+    Values keep the input's units, and each plane its total: defocus loses no light. Planes are restored one by one:
+    each time, channel and z-position, and each colour by itself where the network sees one channel. To restore many
+    images with one model, keep a `LoadedModel`.
 
     Parameters
     ----------
@@ -313,6 +319,29 @@ def _as_dtype(values: npt.NDArray[np.float64], dtype: np.dtype[Any], *, floor: f
     # The float nearest to the largest 64-bit integer lies above it, and casting that overflows.
     highest = float(limits.max) if int(float(limits.max)) <= limits.max else float(np.nextafter(limits.max, 0.0))
     return np.rint(values).clip(float(limits.min), highest).astype(dtype)
+
+
+def _balance(plane: npt.NDArray[Any], pixels: npt.NDArray[Any], *, floor: float | None) -> None:
+    """Make the restored image's total that of the input, in place and some rows at a time.
+
+    Defocus moves light about and takes none away, so what was added must have come from somewhere: all additions and
+    all removals are scaled against each other by one number for the whole plane, which no seam can betray.
+    """
+    rows = max(1, _ROWS_OF_PIXELS // (plane.shape[0] * plane.shape[2]))
+    blocks = [slice(start, start + rows) for start in range(0, plane.shape[1], rows)]
+    added = removed = 0.0
+    for block in blocks:
+        change = pixels[:, block].astype(np.float64) - plane[:, block]
+        added += float(change[change > 0].sum())
+        removed -= float(change[change < 0].sum())
+    if added <= 0 or removed <= 0:
+        return
+    factor = float(np.clip(np.sqrt(removed / added), *_BALANCE_LIMITS))
+    for block in blocks:
+        given = plane[:, block].astype(np.float64)
+        change = pixels[:, block] - given
+        change *= np.where(change > 0, factor, 1.0 / factor)
+        pixels[:, block] = _as_dtype(given + change, pixels.dtype, floor=floor)
 
 
 def _scaled(progress: Progress | None, plane: int, planes: int) -> Progress | None:

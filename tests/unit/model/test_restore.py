@@ -89,6 +89,15 @@ def test_results_are_clipped_to_the_type_and_not_wrapped() -> None:
     assert pixels.max() == 255
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_total_of_each_plane_is_kept(dtype: str) -> None:
+    image = _image((2, 130, 150), dtype)
+    pixels = restore(image, CHANGING, axes="ZYX", precision="fp32").pixels
+    assert not np.array_equal(pixels, image)
+    # What is clipped at zero is not made up for again.
+    np.testing.assert_allclose(pixels.sum((1, 2), dtype=float), image.sum((1, 2), dtype=float), rtol=5e-3)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused_with_a_count(bad: float) -> None:
     image = _image((20, 20), "float32")
