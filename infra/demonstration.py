@@ -75,7 +75,8 @@ def compare_on_validation(client: Client, store: ObjectStore, dataset: str = "de
     cases = [*_simulated_cases(client, version), *_measured_cases(client, version)]
     if not cases:
         raise SystemExit(f"{version.uri} has no validation image to compare on; ingest more images")
-    return Comparison(cases, client.ready()["digest"])
+    (served,) = [model["digest"] for model in client.models() if model["name"] == "fluorescence"]
+    return Comparison(cases, served)
 
 
 def _simulated_cases(client: Client, version: DatasetVersion) -> list[Case]:
@@ -160,8 +161,8 @@ def built_in_images(folder: Path) -> Path:
             continue
         target.parent.mkdir(exist_ok=True)
         kind = ("nuclei", "filaments", "puncta", "membranes")[seed % 4]
-        stack, _truth = simulate_focal_series(specimen=kind, planes=11, z_step_um=1.0, seed=seed, size_px=320)
-        write_ome_tiff(target, stack)
+        stack, _truth = simulate_focal_series(kind, planes=11, z_step_um=1.0, seed=seed, size_px=(320, 320))
+        write_ome_tiff(target, stack.pixels, stack.axes, stack.acquisition)
     (folder / "acquisition.yaml").write_text(
         "rules:\n"
         "  - {match: 'real/immunohistochemistry*', modality: brightfield}\n"

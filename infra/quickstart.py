@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,14 @@ from demonstration import built_in_images, compare_on_validation, write_picture 
 
 SERVE_CONFIG = "serve_configs/refocus.yaml"
 SERVICE_READY_TIMEOUT_S = 120.0
+WORKER_PREFIX = re.compile(r"^(\x1b\[\d+m)*\(\w+ pid=\d+[^)]*\)(\x1b\[\d+m)* ")
+# What Ray says of itself: worth a log, not a person's screen.
+NOISE = re.compile(
+    r"\d{4}-\d\d-\d\d .*(INFO|SUCC|WARNING|ERR) |\(raylet\)|^-+$|Running entrypoint|Reporting training result|"
+    r"Checkpoint successfully|Starting execution|Execution plan|execution finished|progress UI|Attempting to create|"
+    r"Started training worker|world_size|FutureWarning|DistributedDataParallel\($|exclude_resources|rank=|"
+    r"Setting up process group|DeprecationWarning"
+)
 _started = time.monotonic()
 
 
@@ -57,6 +66,8 @@ def run(data: Path | None, out: Path) -> None:
     try:
         store = ObjectStore(settings)
         sent, kept = upload(store, data, "raw/")
+        if not (data / "acquisition.yaml").exists() and (data / "sharp" / "nuclei").is_dir():
+            store.put("raw/acquisition.yaml", (REPOSITORY / "infra" / "demonstration.yaml").read_bytes())
         print(f"      {sent} objects sent to {store.uri('raw/')}, {kept} were there already")
 
         step(2, "Starting Ray")
@@ -67,7 +78,7 @@ def run(data: Path | None, out: Path) -> None:
             run_name = time.strftime("quickstart-%Y%m%d-%H%M%S")
             submit(cluster, "jobs/train.py", "--recipe", "smoke", "--run", run_name)
             step(5, "Promoting, if it is better than the champion")
-            submit(cluster, "jobs/promote.py", "--run", run_name, expected_status=(0, 3))
+            submit(cluster, "jobs/promote.py", "--run", run_name, "--policy", "quickstart", "--quick", refused_status=3)
             step(6, "Serving")
             with service(cluster) as client:
                 step(7, "Refocusing validation images over HTTP")
@@ -99,7 +110,7 @@ def real_input(data: Path | None, out: Path) -> tuple[Path, str]:
     return folder, "images that scikit-image ships and simulated focal series (name your own with --data FOLDER)"
 
 
-def submit(cluster: LocalCluster, *entrypoint: str, expected_status: tuple[int, ...] = (0,)) -> None:
+def submit(cluster: LocalCluster, *entrypoint: str, refused_status: int | None = None) -> None:
     """Submit a job, show its output as it comes, and stop if it failed."""
     command = ["ray", "job", "submit", "--", *entrypoint]
     process = subprocess.Popen(
@@ -110,18 +121,19 @@ def submit(cluster: LocalCluster, *entrypoint: str, expected_status: tuple[int, 
     with contextlib.ExitStack() as stack:
         stack.callback(end, process)
         for line in process.stdout:
-            lines.append(line.rstrip())
-            if worth_showing(line):
-                print(f"      {line.rstrip()}", flush=True)
+            # What workers say arrives with their name before it, and twice.
+            said = WORKER_PREFIX.sub("", line.rstrip())
+            if worth_showing(said) and said not in lines[-20:]:
+                print(f"      {said}", flush=True)
+            lines.append(said)
         status = process.wait()
-    if status != 0 and not any(f"exit code {code}" in line for line in lines[-20:] for code in expected_status[1:]):
+    if status != 0 and not any(f"exit code {refused_status}" in line for line in lines):
         print("\n".join(lines[-60:]))
         raise SystemExit(f"{' '.join(entrypoint)} failed; the end of its output is above")
 
 
 def worth_showing(line: str) -> bool:
-    noise = ("INFO ", "SUCC ", "ERR ", "WARNING ", "Next steps", "Query the", "Request the", "ray job ", "Tailing", "(pid=")
-    return bool(line.strip()) and not any(mark in line for mark in noise) and not line.lstrip().startswith("---")
+    return bool(line.strip()) and not NOISE.search(line)
 
 
 @contextlib.contextmanager
@@ -133,8 +145,9 @@ def service(cluster: LocalCluster) -> Iterator[Client]:
     )  # fmt: skip
     try:
         client = Client("http://127.0.0.1:8000")
-        client.wait_until_ready(timeout_s=SERVICE_READY_TIMEOUT_S, alive=lambda: process.poll() is None)
-        print(f"      http://127.0.0.1:8000 answers with model {client.ready()['digest'][:12]}")
+        client.wait_until_ready(timeout_s=SERVICE_READY_TIMEOUT_S)
+        for model in client.models():
+            print(f"      http://127.0.0.1:8000 serves {model['name']} {model['digest'][:12]} ({model['source']})")
         yield client
     finally:
         end(process)

@@ -1,0 +1,76 @@
+"""``refocus restore``, ``refocus focus``, ``refocus simulate``: commands on image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refocus.cli.speaking import console
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where the result goes: a file or a folder.")],
+    url: Annotated[str | None, typer.Option(help="Of a server; default: restore in this process.")] = None,
+    model: Annotated[str | None, typer.Option(help="NAME, NAME@champion or NAME@DIGEST.")] = None,
+    modality: Annotated[str | None, typer.Option(help="fluorescence, brightfield or phase_contrast.")] = None,
+    uncertainty: Annotated[bool, typer.Option(help="Add the half width of the 90% interval as planes.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace results that are there.")] = False,
+) -> None:
+    """Bring images into focus: same format, size, type and metadata, with the model's digest added."""
+    from refocus.errors import ConfigurationError
+    from refocus.workflows.restore import Options, restore_files
+    from refocus.zstack import MODALITIES
+
+    known = next((each for each in MODALITIES if each == modality), None)
+    if modality is not None and known is None:
+        raise ConfigurationError(f"modality {modality!r} is not known; expected one of {', '.join(MODALITIES)}.")
+    options = Options(url=url, model=model, modality=known, uncertainty=uncertainty, overwrite=overwrite)
+    restore_files(source, target, options, console())
+
+
+def focus(
+    stack: Annotated[Path, typer.Argument(help="A focal series: TIFF, OME-TIFF, ImageJ hyperstack.", exists=True)],
+    measure: Annotated[str, typer.Option(help="Sharpness measure, a name of refocus.focus.measures.")] = "vollath4",
+    channel: Annotated[int, typer.Option(help="Channel, from 0.")] = 0,
+    time: Annotated[int, typer.Option(help="Time point, from 0.")] = 0,
+    axes: Annotated[str | None, typer.Option(help="What the file's axes mean, such as ZYX.")] = None,
+    z_step_um: Annotated[float | None, typer.Option(help="Spacing of planes, where the file does not say.")] = None,
+    tile_px: Annotated[int, typer.Option(help="Side of the tiles from which tilt is found.")] = 128,
+    plot: Annotated[Path | None, typer.Option(help="Where the PNG goes; default: STACK.focus.png here.")] = None,
+) -> None:
+    """Print and plot how sharp each plane of a focal series is, and which is in focus."""
+    from refocus.focus.commands import report_focus
+    from refocus.io.microscopy import open_image
+    from refocus.zstack import Acquisition
+
+    with open_image(stack, axes=axes, answers=Acquisition(z_step_um=z_step_um)) as image:
+        report_focus(
+            (image.plane(z=z, c=channel, t=time) for z in range(image.size("Z"))),
+            acquisition=image.acquisition,
+            name=stack.name,
+            measure=measure,
+            tile_px=tile_px,
+            plot=plot or Path(f"{stack.name}.focus.png"),
+            console=console(),
+        )
+
+
+def simulate(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="OME-TIFF to write; its truth goes beside it.")],
+    specimen: Annotated[str, typer.Option(help="nuclei, filaments, puncta, membranes or tissue.")] = "nuclei",
+    planes: Annotated[int, typer.Option(help="Focal planes.")] = 41,
+    z_step_um: Annotated[float, typer.Option(help="Spacing of planes.")] = 0.5,
+    size_px: Annotated[int, typer.Option(help="Side of the square planes.")] = 512,
+    tilt_deg: Annotated[float, typer.Option(help="Tilt of the specimen against the focal plane.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same series.")] = 0,
+) -> None:
+    """Write a simulated focal series with OME metadata, and its known in-focus truth as OUT.truth.ome.tif."""
+    from refocus.workflows.simulate import write_simulation
+
+    write_simulation(
+        target, specimen=specimen, planes=planes, z_step_um=z_step_um, size_px=size_px, tilt_deg=tilt_deg, seed=seed,
+        console=console(),
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""All commands, put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refocus.cli import images, models, runs, store
+from refocus.cli.speaking import clear_errors, console
+
+__all__ = ["app", "clear_errors", "console", "main"]
+
+app = typer.Typer(
+    help="Bring defocused microscopy images into focus from a single shot.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(images.restore)
+app.command()(images.focus)
+app.command()(images.simulate)
+app.add_typer(store.app, name="store")
+app.add_typer(runs.app, name="runs")
+app.add_typer(models.app, name="models")
+
+config_app = typer.Typer(help="Serve configurations.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("check")
+def config_check(
+    files: Annotated[list[Path], typer.Argument(help="Serve configs to check.", exists=True, dir_okay=False)],
+) -> None:
+    """Check serve configs strictly: Serve itself accepts misspelt keys without a word."""
+    import yaml
+
+    from refocus.errors import ConfigurationError
+    from refocus.serving.config import check_serve_config
+
+    problems = [said for file in files for said in check_serve_config(yaml.safe_load(file.read_text()), name=file.name)]
+    if problems:
+        raise ConfigurationError("\n  ".join(["these serve configs do not hold:", *problems]))
+    console().print(f"{len(files)} serve config{'s' if len(files) > 1 else ''} checked, nothing to say.")
+
+
+def main() -> None:
+    """Run the command line."""
+    with clear_errors():
+        app()

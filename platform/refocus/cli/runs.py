@@ -1,0 +1,101 @@
+"""``refocus runs``: training runs, read back from the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refocus.cli.speaking import console
+
+if TYPE_CHECKING:
+    from refocus.io.store import ObjectStore
+
+app = typer.Typer(help="Training runs.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="Name of the run.")]
+
+
+@app.command("list")
+def list_runs() -> None:
+    """List runs with their recipe, progress and best validation so far."""
+    from rich.table import Table
+
+    from refocus.training.runs import read_progress, read_run, run_names
+
+    store = _store()
+    table = Table("run", "recipe", "dataset", "started", "step", "PSNR (input), dB")
+    for name in sorted(run_names(store)):
+        record, history = read_run(store, name), read_progress(store, name)
+        best = max((entry for entry in history), key=lambda e: e.get("validation_psnr_db", float("-inf")), default={})
+        measured = (
+            f"{best['validation_psnr_db']:.2f} ({best['validation_psnr_input_db']:.2f})"
+            if "validation_psnr_db" in best
+            else "-"
+        )
+        step = f"{history[-1]['step']}/{record.config.steps}" if history else f"0/{record.config.steps}"
+        dataset = "/".join(record.dataset.split("/")[-2:])
+        table.add_row(name, record.recipe, dataset, f"{record.created:%Y-%m-%d %H:%M}", step, measured)
+    console().print(table)
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Show a run: what it is, its history and its checkpoints."""
+    from rich.table import Table
+
+    from refocus.training.runs import read_progress, read_run, whole_checkpoints
+
+    store = _store()
+    record, out = read_run(store, name), console()
+    out.print(f"{record.name}: recipe {record.recipe} on {record.dataset}, commit {record.commit or 'unknown'}")
+    history = read_progress(store, name)
+    columns = ("step", "epoch", "loss", "samples_per_s", "data_wait_share", "gradient_norm", "validation_psnr_db")
+    table = Table(*columns)
+    for entry in history:
+        table.add_row(*(f"{entry[c]:.4g}" if c in entry else "-" for c in columns))
+    out.print(table)
+    for checkpoint in whole_checkpoints(store, name):
+        out.print(f"checkpoint {store.uri(checkpoint.key)}")
+
+
+@app.command()
+def plot(
+    name: Name, target: Annotated[Path | None, typer.Argument(help="PNG to write; default: NAME.png here.")] = None
+) -> None:
+    """Plot a run's loss and validation over its steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from refocus.errors import RunMissing
+    from refocus.training.runs import read_progress, read_run
+
+    store = _store()
+    read_run(store, name)
+    history = read_progress(store, name)
+    if not history:
+        raise RunMissing(f"run {name!r} has not reported yet; its first report comes with its first checkpoint.")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    steps = [entry["step"] for entry in history]
+    left.plot(steps, [entry["loss"] for entry in history], label="training")
+    left.plot(steps, [entry.get("validation_loss", float("nan")) for entry in history], label="validation")
+    left.set(xlabel="step", ylabel="loss", title=name)
+    right.plot(steps, [entry.get("validation_psnr_db", float("nan")) for entry in history], label="restored")
+    right.plot(steps, [entry.get("validation_psnr_input_db", float("nan")) for entry in history], "--", label="input")
+    right.set(xlabel="step", ylabel="validation PSNR (dB)")
+    for axis in (left, right):
+        axis.legend()
+        axis.grid(alpha=0.3)
+    target = target or Path(f"{name}.png")
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+    console().print(f"{target} written.")
+
+
+def _store() -> ObjectStore:
+    from refocus.io.settings import StoreSettings
+    from refocus.io.store import ObjectStore
+
+    return ObjectStore(StoreSettings.from_environment())

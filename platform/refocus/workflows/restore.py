@@ -1,0 +1,140 @@
+"""``refocus restore``: files brought into focus, by a server or in this process."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from refocus.errors import ConfigurationError, InputError, RefocusError
+from refocus.serving.answers import encode_answer
+from refocus.serving.config import ServingConfig
+from refocus.serving.requests import RestoreRequest
+from refocus.serving.restorer import Restorer, catalog_of
+from refocus.wire.codec import decode, output_container
+from refocus.wire.image import Container, ImageLimits
+from refocus.zstack import Modality
+
+_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+_CONTAINERS: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
+#: On a person's own machine its memory is the limit.
+_LIMITS = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**20, max_decoded_bytes=2**40)
+
+RestoreFile = Callable[[Path, Path], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How files are restored.
+
+    Parameters
+    ----------
+    url : str or None
+        Of a server; None restores in this process, with the champion or the bundled weights.
+    model : str or None
+        ``NAME``, ``NAME@champion`` or ``NAME@DIGEST``.
+    modality : str or None
+    uncertainty : bool
+        Append the half width of the 90% interval as further planes; needs a TIFF.
+    overwrite : bool
+    """
+
+    url: str | None = None
+    model: str | None = None
+    modality: Modality | None = None
+    uncertainty: bool = False
+    overwrite: bool = False
+
+
+def restore_files(source: Path, target: Path, options: Options, console: Console) -> None:
+    """Restore a file, or every image of a folder; one bad file of a folder does not stop the rest.
+
+    Raises
+    ------
+    ConfigurationError
+        If source and target do not fit together.
+    InputError
+        If files could not be restored; each was named, the others are written.
+    """
+    pairs = list(_pairs(source, target, options))
+    restore = _by_server(options) if options.url else _in_process(options)
+    if not source.is_dir():
+        digest = restore(*pairs[0])
+        console.print(f"{pairs[0][1]} written (model {digest[:12]})")
+        return
+    failed = 0
+    for number, (before, after) in enumerate(pairs, 1):
+        try:
+            after.parent.mkdir(parents=True, exist_ok=True)
+            digest = restore(before, after)
+            console.print(f"{number} of {len(pairs)}: {after} (model {digest[:12]})")
+        except InputError as error:
+            failed += 1
+            console.print(f"{number} of {len(pairs)}: {before} left out: {error}", markup=False)
+    if failed:
+        raise InputError(f"{failed} of {len(pairs)} files could not be restored; they are named above.")
+
+
+def _pairs(source: Path, target: Path, options: Options) -> Iterator[tuple[Path, Path]]:
+    if not source.exists():
+        raise ConfigurationError(f"{source} does not exist; expected an image or a folder of images.")
+    if source.is_dir():
+        if target.is_file():
+            raise ConfigurationError(f"{source} is a folder and {target} is a file; expected a folder for the results.")
+        found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in _SUFFIXES]
+        if not found:
+            raise ConfigurationError(f"{source} holds no image; expected {', '.join(_SUFFIXES)}.")
+        pairs = [(path, _named(target / path.relative_to(source))) for path in found]
+    else:
+        pairs = [(source, _named(target / source.name) if target.is_dir() else target)]
+    for before, after in pairs:
+        if after.exists() and (not options.overwrite or after.samefile(before)):
+            raise ConfigurationError(f"{after} exists; choose another place, or --overwrite (never the input itself).")
+        if after.suffix.lower() not in _CONTAINERS:
+            raise ConfigurationError(f"{after} would be no image that is written; expected .tif, .tiff or .png.")
+        yield before, after
+
+
+def _named(path: Path) -> Path:
+    # JPEG would lose again what was just restored.
+    return path.with_suffix(".png") if path.suffix.lower() in (".jpg", ".jpeg") else path
+
+
+def _by_server(options: Options) -> RestoreFile:
+    from refocus.client import Client
+
+    assert options.url is not None
+    client = Client(options.url)
+    asked = {"model": options.model, "modality": options.modality, "uncertainty": options.uncertainty or None}
+    query = {name: value for name, value in asked.items() if value is not None}
+    return lambda before, after: client.refocus_file(before, after, **query)
+
+
+def _in_process(options: Options) -> RestoreFile:
+    config = ServingConfig(limits=_LIMITS)
+    restorer = Restorer(config, catalog_of(config))
+
+    def restore(before: Path, after: Path) -> str:
+        try:
+            image = decode(before.read_bytes(), _LIMITS)
+            container = output_container(image, _CONTAINERS[after.suffix.lower()])
+            answer = restorer.restore(
+                RestoreRequest(
+                    image.planes, model=options.model, modality=options.modality, uncertainty=options.uncertainty
+                )
+            )
+            data = encode_answer(image, answer, container)
+        except RefocusError as error:
+            raise type(error)(f"{before}: {error}") from error
+        partial = after.with_name(f".{after.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            partial.write_bytes(data)
+            partial.replace(after)
+        finally:
+            partial.unlink(missing_ok=True)
+        return answer.digest
+
+    return restore
