@@ -157,7 +157,7 @@ def sharp_images_in(
         specimen = specimen_of(path.name)
         if split is not None and split_of(specimen) != split:
             continue
-        with open_image(path) as source:
+        with open_image(path.read_bytes(), name=str(path)) as source:
             pixels = source.plane()
         pixels = np.moveaxis(pixels[..., :3], -1, 0) if pixels.ndim == 3 else pixels[None]
         name = path.relative_to(folder).as_posix()

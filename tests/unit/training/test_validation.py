@@ -1,0 +1,104 @@
+import imagecodecs
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from skimage import data
+
+from refocus.data.splits import split_of
+from refocus.data.tiles import Tile
+from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.evaluation import EvaluationReport
+from refocus.model.networks import NetworkConfig, build_network
+from refocus.training.evaluation_job import evaluate_and_write
+from refocus.training.validation import evenly, measured_tiles, sharp_images_in, sharp_tiles
+
+
+def tile(specimen, pixels, target=None, **more):
+    return Tile(
+        source=f"raw/{specimen}.tif",
+        specimen=specimen,
+        modality="fluorescence",
+        kind="sharp" if target is None else "pair",
+        pixels=pixels[None],
+        target=None if target is None else target[None],
+        offset=0.0,
+        scale=200.0,
+        y_px=more.pop("y_px", 0),
+        x_px=0,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return data.camera()[:200, 100:300]
+
+
+def test_each_specimen_gives_its_liveliest_tile(picture):
+    faint = (picture // 4).astype(np.uint8)
+    empty = np.full_like(picture, 9)
+    found = sharp_tiles([tile("a", faint), tile("a", picture, y_px=200), tile("b", empty), tile("c", picture)], most=9)
+    assert [(i.specimen, i.source) for i in found] == [("a", "raw/a.tif@200,0"), ("c", "raw/c.tif@0,0")]
+
+
+def test_tiles_that_are_too_small_for_the_blur_are_left_out(picture):
+    assert sharp_tiles([tile("a", picture[:100, :100])], most=9) == []
+
+
+def test_measured_tiles_meet_their_in_focus_targets(picture):
+    blurred = tile("a", picture // 2, picture, planes_from_focus=-3.0, defocus_um=-1.5)
+    empty = tile("a", picture, np.full_like(picture, 5), planes_from_focus=1.0)
+    (found,) = measured_tiles([blurred, empty, tile("b", picture)], most=9)
+    assert (found.band, found.defocus_um) == ("3 planes", 1.5)
+    np.testing.assert_array_equal(found.truth[0], picture)
+
+
+def test_a_few_are_taken_evenly_and_all_where_they_are_few():
+    assert evenly(list(range(10)), 4) == [0, 2, 5, 7]
+    assert evenly([1, 2], 4) == [1, 2]
+    assert evenly([], 4) == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, picture):
+    root = tmp_path_factory.mktemp("images")
+    for number in range(60):
+        name = f"cell{number}"
+        if split_of(name) != "train":
+            (root / f"{name}.png").write_bytes(imagecodecs.png_encode(np.roll(picture, 9 * number, 0)))
+    return root
+
+
+def test_a_folder_is_split_as_ingest_splits_it(folder):
+    for split in ("validation", "calibration"):
+        images = sharp_images_in(folder, split)
+        assert images
+        assert {split_of(i.specimen) for i in images} == {split}
+    assert len(sharp_images_in(folder, None)) == len(list(folder.iterdir()))
+
+
+def test_a_package_is_measured_and_the_report_is_written(folder, tmp_path):
+    torch.manual_seed(0)
+    shape = NetworkConfig(widths=(8, 16), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
+    config = PackageConfig(name="untrained", modality="fluorescence", network=shape, largest_blur_px=35)
+    ModelPackage.of(build_network(shape), config).save(tmp_path / "package")
+    report = evaluate_and_write(
+        models=[str(tmp_path / "package")],
+        out=tmp_path / "out",
+        dataset=None,
+        images=folder,
+        stacks=None,
+        split="validation",
+        quick=True,
+        classical=False,
+        baselines_from=None,
+        calibrate=None,
+        most=2,
+        console=Console(quiet=True),
+    )
+    assert report.methods == ("input", "untrained")
+    assert report.bands == ("0 um", "2 um", "4 um", "8 um")
+    assert len(report.select()) == 2 * 4
+    assert EvaluationReport.model_validate_json((tmp_path / "out" / "evaluation.json").read_bytes()) == report
+    assert (tmp_path / "out" / "evaluation.html").stat().st_size > 10_000
