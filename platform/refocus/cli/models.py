@@ -29,7 +29,7 @@ def list_models() -> None:
         named: dict[str, str] = {}
         for alias in ("champion", "challenger"):
             try:
-                digest = catalog.alias(model, alias)[0].digest  # type: ignore[arg-type]
+                digest = catalog.alias(model, alias)[0].digest
             except ModelMissing:
                 continue
             named[digest] = " ".join(filter(None, [named.get(digest), alias]))
@@ -75,7 +75,7 @@ def diff(model: Model, first: Reference = "champion", second: Reference = "chall
         table.add_row(key, *(str(package.card.get(key, "-")) for package in packages))
     reports = [catalog.report(package) for package in packages]
     for metric in MORE_IS_BETTER:
-        values = [None if report is None else report.mean_of(metric) for report in reports]
+        values = [None if report is None else report.mean(metric) for report in reports]
         table.add_row(f"mean {metric}", *("-" if value is None else f"{value:.4g}" for value in values))
     console().print(table)
 
@@ -145,9 +145,9 @@ def gc(
 def _alias(name: str) -> Literal["champion", "challenger"]:
     from refocus.errors import ConfigurationError
 
-    if name == "champion" or name == "challenger":
-        return name
-    raise ConfigurationError(f"alias {name!r} is not known; expected champion or challenger.")
+    if name not in ("champion", "challenger"):
+        raise ConfigurationError(f"alias {name!r} is not known; expected champion or challenger.")
+    return "champion" if name == "champion" else "challenger"
 
 
 def _catalog() -> Catalog:
