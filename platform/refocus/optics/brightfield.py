@@ -32,7 +32,7 @@ from torch import Tensor
 
 from refocus.errors import InputError
 from refocus.optics.formation import Boundary, Transfer, psf_transfer, volume
-from refocus.optics.pupil import PupilBatch, aberration_waves, amplitude, defocus_waves
+from refocus.optics.pupil import ROUND, PupilBatch, aberration_waves, amplitude, defocus_waves
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.transfer import RoundTransfer, interpolate, source_disc
 
@@ -109,9 +109,11 @@ def weak_object_transfer(
     if condenser_na <= 0:
         raise InputError(f"condenser_na is {condenser_na}; expected more than 0 (coherent light is not modelled).")
     pupil = PupilBatch.of([system], device=defocus_um.device)
-    skewed = [index for index in pupil.noll if index not in (4, 11, 22, 37)]
-    if skewed:
-        raise InputError(f"zernike_waves has Noll {skewed}, which are not round; use refocus.optics.formation instead.")
+    if not pupil.is_round:
+        raise InputError(
+            f"zernike_waves has Noll {sorted(set(pupil.noll) - set(ROUND))}, which are not round; give round ones, "
+            "or a condenser as wide as the objective."
+        )
     ratio = min(1.0, condenser_na / system.numerical_aperture)
     farthest = defocus_um.detach().abs().max().item()
     used = system.model_copy(update={"numerical_aperture": ratio * system.numerical_aperture})

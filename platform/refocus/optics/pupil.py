@@ -73,6 +73,29 @@ class PupilBatch:
             aplanatic=torch.tensor([s.apodisation == "aplanatic" for s in systems], device=device),
         )
 
+    @property
+    def is_round(self) -> bool:
+        """Whether no system has aberrations with angular detail."""
+        return set(self.noll) <= set(ROUND)
+
+    def row(self, index: int) -> PupilBatch:
+        """One system as a batch of one."""
+        at = slice(index, index + 1)
+        return PupilBatch(
+            numerical_aperture=self.numerical_aperture[at],
+            wavelength_um=self.wavelength_um[at],
+            pixel_size_um=self.pixel_size_um[at],
+            refractive_index=self.refractive_index[at],
+            noll=self.noll,
+            zernike_waves=self.zernike_waves[at],
+            mismatch=self.mismatch[at],
+            aplanatic=self.aplanatic[at],
+        )
+
+
+#: Zernike terms without angular detail, by Noll index.
+ROUND = (4, 11, 22, 37, 56)
+
 
 def cosine(rho_squared: Tensor, numerical_aperture: Tensor, refractive_index: Tensor) -> Tensor:
     """``cos(theta)`` of the ray through each pupil point, 0 beyond the evanescent limit; shapes broadcast."""

@@ -90,7 +90,7 @@ class OpticsRange(BaseModel):
     vignetting_share, vignetting
         Share of samples, and the (low, high) loss of light at a corner.
     photons_at_peak : (low, high)
-        Log-uniform. Photo-electrons at the image's peak.
+        Log-uniform. Photo-electrons at the in-focus crop's peak, the mean of its brightest 0.1%.
     background : (low, high)
         Extra light relative to the peak: it adds shot noise, to image and target alike. Fluorescence only.
     background_share : float
@@ -435,9 +435,11 @@ class RandomDefocus:
         def column(values: Tensor) -> Tensor:
             return values.reshape(-1, 1, 1, 1)
 
-        # The mean over 4 x 4 pixels keeps one hot pixel from setting the exposure.
-        pooled = torch.nn.functional.avg_pool2d(in_focus, kernel_size=min(4, self.crop_px))
-        peak = column(pooled.amax((1, 2, 3))).clamp_min(1e-12)
+        # The brightest 0.1% together keep one hot pixel from setting the exposure.
+        flat = in_focus.flatten(1)
+        brightest = flat.topk(max(1, flat.shape[1] // 1000), dim=1).values
+        peak = column(brightest.mean(1)).clamp_min(1e-12)
+        limit = torch.where(column(plan.saturated), peak, column(brightest[:, 0]).clamp_min(1e-12))
         background = column(plan.background) * peak
         image, in_focus = image + background, in_focus + background
         per_unit = column(plan.photons_at_peak) / peak
@@ -449,7 +451,7 @@ class RandomDefocus:
             noisy[i] = shot_noise(image[i] * per_unit[i], read_noise=read[i], generator=generator)
         noisy = noisy / per_unit
         offset = column(plan.offset) * peak
-        full = column(plan.full_scale) * (peak + background) + offset
+        full = column(plan.full_scale) * (limit + background) + offset
         # The converter's step; it ends at zero below and at the full scale above.
         step = full / (2.0 ** column(plan.bit_depth) - 1.0)
         recorded = (torch.round((noisy + offset) / step) * step).clamp_min(0.0).minimum(full)
@@ -490,6 +492,7 @@ class _Plan:
     background: Tensor
     read_noise_electrons: Tensor
     offset: Tensor
+    saturated: Tensor
     full_scale: Tensor
     bit_depth: Tensor
 
@@ -572,6 +575,7 @@ class _Plan:
             background=torch.zeros_like(background) if brightfield else background,
             read_noise_electrons=between(21, optics.read_noise_electrons),
             offset=between(22, optics.offset),
+            saturated=saturated,
             full_scale=torch.where(saturated, between(24, optics.saturation), 1.0 + 3.0 * uniform[:, 24]),
             bit_depth=depths[(uniform[:, 27] * len(depths)).long().clamp(max=len(depths) - 1)],
         )

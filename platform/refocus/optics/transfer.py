@@ -40,7 +40,7 @@ class RoundTransfer:
         step = 0.5
         # Gauss-Legendre needs somewhat more than half a node a radian of phase between centre and edge.
         nodes = 64 + 16 * math.ceil(0.6 * (reach + max(largest_blur, steepest_pupil or 0.0)) / 16)
-        squared, weights = _gauss_legendre(nodes)
+        squared, weights = gauss_legendre(nodes)
         optical = torch.arange(0.0, reach, step, dtype=torch.float64)
         field = torch.special.bessel_j0(optical[:, None] * squared.sqrt()) * (0.5 * weights)
         # The transfer function of a disc of radius v oscillates with period 2 pi / v in s = frequency wavelength / NA.
@@ -98,7 +98,7 @@ class RoundTransfer:
         return torch.cat([torch.ones_like(transfer[:, :1]), transfer[:, 1:]], dim=1)
 
 
-def _gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
+def gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], by the eigenvalues of the Jacobi matrix (Golub and Welsch 1969)."""
     k = torch.arange(1, nodes, dtype=torch.float64)
     off = k / (4.0 * k * k - 1.0).sqrt()
