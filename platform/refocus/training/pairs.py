@@ -78,8 +78,10 @@ class PairMaker:
                 f"windows are {height} x {width} px and the recipe's crop is {self.config.crop_px} px; "
                 f"ask for windows of {self.config.window_px} px."
             )
-        batch = batch.to(self.device)
+        # What decides is read before the batch moves: each look at an accelerator's memory waits for its queue.
         keys = zip(batch.epoch.tolist(), batch.index.tolist(), strict=True)
+        is_sharp = [bool(sharp) for sharp in batch.is_sharp.tolist()]
+        batch = batch.to(self.device)
         seeds = torch.tensor([sample_seed(self.config.seed, epoch, index) for epoch, index in keys])
         draws = torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
 
@@ -87,13 +89,13 @@ class PairMaker:
         pixels, target, zooms = [], [], []
         for row in range(len(batch)):
             zoom = self._zoom(float(draws[row, 0]))
-            sharp = bool(batch.is_sharp[row])
+            sharp = is_sharp[row]
             side = inner if sharp else self.config.crop_px
             pixels.append(self._view(batch.pixels[row], draws[row], zoom, side))
             target.append(pixels[-1] if sharp else self._view(batch.target[row], draws[row], zoom, side))
             zooms.append(zoom)
         zoomed = torch.tensor(zooms, device=self.device)
-        image, in_focus, blur = self._defocused(batch, pixels, target, seeds, zoomed)
+        image, in_focus, blur = self._defocused(batch, is_sharp, pixels, target, seeds, zoomed)
         return self._renormalised(image, in_focus, blur, draws.to(self.device))
 
     def _zoom(self, draw: float) -> float:
@@ -113,18 +115,24 @@ class PairMaker:
         return _centre(image, min(side, image.shape[-2]), min(side, image.shape[-1]))
 
     def _defocused(
-        self, batch: TileBatch, pixels: list[Tensor], target: list[Tensor], seeds: Tensor, zoom: Tensor
+        self,
+        batch: TileBatch,
+        is_sharp: list[bool],
+        pixels: list[Tensor],
+        target: list[Tensor],
+        seeds: Tensor,
+        zoom: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         crop = self.config.crop_px
         shape = (len(batch), batch.pixels.shape[1], crop, crop)
         image, in_focus = torch.empty(shape, device=self.device), torch.empty(shape, device=self.device)
         blur = batch.blur_radius_px * zoom
         for row in range(len(batch)):
-            if not batch.is_sharp[row]:
+            if not is_sharp[row]:
                 image[row], in_focus[row] = _centre(pixels[row], crop, crop), _centre(target[row], crop, crop)
         sizes: dict[tuple[int, int], list[int]] = {}
         for row in range(len(batch)):
-            if batch.is_sharp[row]:
+            if is_sharp[row]:
                 sizes.setdefault((pixels[row].shape[-2], pixels[row].shape[-1]), []).append(row)
         pixel_size = batch.pixel_size_um / zoom
         for rows in sizes.values():
