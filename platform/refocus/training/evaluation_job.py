@@ -134,17 +134,15 @@ def open_package(name: str) -> ModelPackage:
 
 
 def _trusted(package: ModelPackage, version: DatasetVersion | None, images: Path | None) -> ModelPackage:
-    """Fit intervals, and the gate where the specimens suffice for one."""
+    """Fit intervals; the gate is the shipped one where the package has none."""
     if version is not None:
         return calibrated_on_split(package, version)
     if images is None:
         raise InputError("no images were named to calibrate on; give --images or --dataset.")
-    everything = [i for i in sharp_images_in(images, "calibration") if min(i.pixels.shape[1:]) >= SMALLEST_FIELD_PX]
-    own = [i for i in everything if i.modality == package.config.modality]
+    sharp = [i for i in sharp_images_in(images, "calibration") if min(i.pixels.shape[1:]) >= SMALLEST_FIELD_PX]
+    own = [i for i in sharp if i.modality == package.config.modality]
     fitted = with_calibration(package, evenly(own, CALIBRATION_IMAGES))
-    # The gate sees neither colour nor network: all modalities, and training's specimens, teach it what blur is.
-    more = [i for i in sharp_images_in(images, "train") if min(i.pixels.shape[1:]) >= SMALLEST_FIELD_PX]
-    return fitted if package.config.gate is not None else with_gate(fitted, everything + evenly(more, len(everything)))
+    return fitted if package.config.gate is not None else with_gate(fitted)
 
 
 def _from_folders(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from refocus.errors import InputError
 from refocus.model.abstain import RangeGate, features_of, fit_gate
 from refocus.model.calibration import CalibrationSample, enlarged, fit_calibration
 from refocus.model.checkpoint import ModelPackage
@@ -28,6 +29,7 @@ GATE_SYSTEMS = (
     STANDARD_SYSTEM,
     OpticalSystem(numerical_aperture=0.45, wavelength_um=0.6, pixel_size_um=0.5),
     OpticalSystem(numerical_aperture=0.95, wavelength_um=0.5, pixel_size_um=0.16),
+    OpticalSystem(numerical_aperture=0.3, wavelength_um=0.55, pixel_size_um=0.65),
 )
 
 
@@ -89,10 +91,31 @@ def _samples(
 
 
 def with_gate(
-    package: ModelPackage, images: Sequence[SharpImage], *, systems: Sequence[OpticalSystem] = GATE_SYSTEMS
+    package: ModelPackage,
+    images: Sequence[SharpImage] = (),
+    *,
+    systems: Sequence[OpticalSystem] = GATE_SYSTEMS,
 ) -> ModelPackage:
-    """Return the package with a gate fitted on `images` at blurs in its range and 1.5 to 2 times beyond."""
-    gate = gate_for(package.config.largest_blur_px, images, systems=systems)
+    """Return the package with the gate that ships with Refocus, or with one fitted on `images`.
+
+    The gate sees no network, so one serves every package whose range ends within 15% of its own. With images it is
+    fitted at blurs in the package's range and 1.5 to 2 times beyond; a hundred images and some minutes are needed.
+
+    Raises
+    ------
+    InputError
+        If the shipped gate is of another range and no images are given, or if they are too few.
+    """
+    largest = package.config.largest_blur_px
+    if images:
+        gate = gate_for(largest, images, systems=systems)
+    else:
+        gate = RangeGate.shipped()
+        if not 0.85 * gate.largest_blur_px <= largest <= 1.15 * gate.largest_blur_px:
+            raise InputError(
+                f"{package.config.name} reaches {largest:g} px of blur, the shipped gate {gate.largest_blur_px:g} px; "
+                "give images to fit one on."
+            )
     return replace(package, config=package.config.model_copy(update={"gate": gate}))
 
 
