@@ -15,7 +15,7 @@ from refocus.data.sidecar import Answers, Rule
 from refocus.data.splits import Split, hash_percent, split_of
 from refocus.data.tiles import Kind, Tile, Window, tile_windows
 from refocus.errors import UnsupportedImage
-from refocus.focus.alignment import align, shift_between
+from refocus.focus.alignment import align, shifts_along
 from refocus.focus.plane import InFocusPlane, focus_curve, peak_of
 from refocus.io.microscopy import ImageSource, check_finite, open_image
 from refocus.io.ranged import RangedObject
@@ -134,6 +134,7 @@ class _Reader:
         self.kept = self.dropped = 0
         drift, residuals = [0.0], [0.0]
         before: Image | None = None
+        shifts = shifts_along((_grey(self._plane(z, c, t)) for z in range(self.image.size("Z"))), focus.index)
         for z in range(self.image.size("Z")):
             plane = self._plane(z, c, t)
             if before is not None and np.array_equal(plane, before):
@@ -141,13 +142,13 @@ class _Reader:
                 continue
             before = plane
             if z != focus.index:
-                shift = shift_between(_grey(plane), _grey(target))
+                shift = shifts[z]
                 size_px = float(np.hypot(shift.y_px, shift.x_px))
                 if size_px > self.settings.maximum_drift_px:
                     self._quarantine(
                         f"{name}#z={z}", "PlaneDrifted",
                         f"plane {z} sits {size_px:.1f} px from the in-focus plane; at most "
-                        f"{self.settings.maximum_drift_px} px can be told from defocus",
+                        f"{self.settings.maximum_drift_px} px are taken for drift of the stage",
                     )  # fmt: skip
                     continue
                 plane = align(plane, shift)

@@ -209,7 +209,8 @@ def _answers(sidecars: dict[str, str], fallback: Rule | None) -> Answers:
 
 def _images(objects: list[ObjectInfo]) -> Iterator[SourceObject]:
     for entry in objects:
-        if entry.key.lower().endswith(_IMAGE_SUFFIXES):
+        # `refocus simulate` writes what only it knows beside a series: as a sharp image it would leak between splits.
+        if entry.key.lower().endswith(_IMAGE_SUFFIXES) and ".truth." not in entry.key:
             yield SourceObject(key=entry.key, size_bytes=entry.size_bytes, etag=entry.etag)
 
 

@@ -45,7 +45,7 @@ class IngestSettings(_Record):
     background_share : float
         Share of tiles without any structure that is kept, so that networks know background too.
     maximum_drift_px : float
-        Planes that sit further than this from the in-focus plane after alignment are quarantined.
+        Planes that have drifted further than this from the in-focus plane are quarantined; nearer ones are aligned.
     focus_measure : str or None
         Name of the sharpness measure; None for the default of ``refocus.focus``.
     unit_bytes : int
@@ -55,7 +55,7 @@ class IngestSettings(_Record):
     tile_px: int = Field(default=384, ge=32, le=2048)
     minimum_planes: int = Field(default=3, ge=2)
     background_share: float = Field(default=0.1, ge=0, le=1)
-    maximum_drift_px: float = Field(default=2.0, gt=0)
+    maximum_drift_px: float = Field(default=8.0, gt=0)
     focus_measure: str | None = None
     unit_bytes: int = Field(default=8 * 2**20, ge=1)
 
