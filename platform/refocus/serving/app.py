@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +15,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError, 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from refocus.errors import ServiceBusy
+from refocus.errors import RefocusError, ServiceBusy
 from refocus.serving.config import ServingConfig
 from refocus.serving.http import make_app
 from refocus.serving.requests import RestoreAnswer, RestoreRequest, ServiceState
@@ -44,16 +45,23 @@ class Restorer:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = ServingConfig.parse(config)
+        _log_with_serve()
         torch.set_num_threads(self._config.threads or _threads())
         self._restorer = PlainRestorer(self._config, catalog_of(self._config))
         self._pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="restore")
         self._housekeeping = ThreadPoolExecutor(1, thread_name_prefix="follow")
         self._follower: asyncio.Task[None] | None = None
 
-    async def restore(self, request: RestoreRequest) -> RestoreAnswer:
-        """Restore planes; a caller who leaves before his turn costs nothing."""
+    async def restore(self, request: RestoreRequest) -> RestoreAnswer | RefocusError:
+        """Restore planes; a caller who leaves before his turn costs nothing.
+
+        A refusal is returned, not raised: to Serve every exception is a failure of the replica, logged with its trace.
+        """
         self._follow()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._restorer.restore, request)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._restorer.restore, request)
+        except RefocusError as refusal:
+            return refusal.with_traceback(None)
 
     async def state(self) -> ServiceState:
         """Say what serves."""
@@ -96,6 +104,7 @@ class Ingress:
 
     def __init__(self, config: dict[str, Any], restorer: DeploymentHandle) -> None:
         self._config = ServingConfig.parse(config)
+        _log_with_serve()
         self._restorer = restorer
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -114,7 +123,10 @@ class RayBackend:
 
     async def restore(self, request: RestoreRequest) -> RestoreAnswer:
         """Restore planes on any replica."""
-        return await self._call("restore", request)
+        answer = await self._call("restore", request)
+        if isinstance(answer, RefocusError):
+            raise answer
+        return answer
 
     async def state(self) -> ServiceState:
         """Ask any replica what it serves."""
@@ -169,6 +181,15 @@ def _resources(config: ServingConfig) -> dict[str, float]:
     if config.device == "cuda" or (config.device == "auto" and gpus >= 1):
         return {"num_cpus": 1, "num_gpus": 1}
     return {"num_cpus": 1}
+
+
+def _log_with_serve() -> None:
+    # Serve writes its replicas' log in the format that the config asks for; ours goes the same way.
+    ours, theirs = logging.getLogger("refocus"), logging.getLogger("ray.serve")
+    ours.handlers, ours.propagate = list(theirs.handlers), False
+    ours.setLevel(logging.INFO)
+    # What tifffile would warn of was checked before it was asked, or is an error.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 
 def _threads() -> int:

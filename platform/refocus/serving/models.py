@@ -223,7 +223,8 @@ class ModelSet:
             served = ", ".join(sorted(self._serving)) or "none"
             raise ModelMissing(f"model {name!r} ({version}) is not served; there is: {served}.")
         if version == "champion":
-            raise ModelMissing(f"model {name!r} has no champion that serves; {self.reason()}")
+            served = ", ".join(sorted(self._serving)) or "none"
+            raise ModelMissing(f"model {name!r} has no champion that serves; these do: {served}.")
         digest = self.catalog.resolve(name, version)
         with self._pinning:
             if digest in self._pinned:

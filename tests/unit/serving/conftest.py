@@ -61,7 +61,7 @@ def in_process_store():
 def store(in_process_store):
     for entry in list(in_process_store.list()):
         in_process_store.delete(entry.key)
-    yield in_process_store
+    return in_process_store
 
 
 @pytest.fixture
