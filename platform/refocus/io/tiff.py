@@ -35,6 +35,10 @@ _CONTRAST: Mapping[str, Modality] = {
     "Phase": "phase_contrast",
 }
 _COARSEST_PIXEL_UM = 25.0
+# What an empty plane shrinks to: none, LZW, deflate by its two numbers, PackBits; newer codecs go further.
+_TIGHTEST_PACKING = {1: 1, 5: 1500, 8: 1100, 32946: 1100, 32773: 64}
+_TIGHTEST_PACKING_OF_ALL = 50_000
+_ALWAYS_PLAUSIBLE_BYTES = 64 * 2**20
 
 
 class TiffSource(ImageSource):
@@ -50,7 +54,9 @@ class TiffSource(ImageSource):
             self._tiff = tifffile.TiffFile(file)
             if not self._tiff.is_ndpi:
                 check_chain(file, self._length, name)
-            series = _only_series(self._tiff, name)
+            self._series = series = _only_series(self._tiff, name)
+            self._check_complete()
+            _check_readable(series, name)
             said = _acquisition(self._tiff)
         except (InputError, StoreError):
             # A store that does not answer says nothing about the image.
@@ -59,9 +65,6 @@ class TiffSource(ImageSource):
             raise UnreadableImage(
                 f"{name} cannot be read as TIFF ({type(error).__name__}: {error}). Is the file complete?"
             ) from error
-        self._series = series
-        self._check_complete()
-        _check_readable(series, name)
         self._file_axes = _meaning_of(series, axes, name)
         sizes = dict(zip(self._file_axes, series.shape, strict=True))
         self.axes = "".join(axis for axis in AXES if axis in sizes)
@@ -119,6 +122,7 @@ class TiffSource(ImageSource):
             ends = [self._series.dataoffset + self._series.nbytes]
         else:
             pages = [page for page in self._series.pages if page is not None]
+            self._check_plausible(pages)
             ends = [
                 offset + count
                 for page in pages
@@ -129,6 +133,19 @@ class TiffSource(ImageSource):
                 f"{self.name} is truncated: its header promises {max(ends)} bytes and the file has {self._length}. "
                 "Copy it again from the microscope."
             )
+
+    def _check_plausible(self, pages: list[Any]) -> None:
+        # A flipped bit in a length must not take the machine's memory: no codec packs that tight.
+        lengths = [n for axis, n in zip(self._series.axes, self._series.shape, strict=True) if axis in "YXS"]
+        promised = math.prod(lengths) * self._series.dtype.itemsize
+        packing = _TIGHTEST_PACKING.get(int(self._series.keyframe.compression), _TIGHTEST_PACKING_OF_ALL)
+        for page in pages:
+            stored = min(sum(page.databytecounts), self._length)
+            if promised > max(_ALWAYS_PLAUSIBLE_BYTES, packing * stored):
+                raise UnreadableImage(
+                    f"{self.name}: its header promises {promised} bytes a plane, lengths {lengths}, out of {stored}; "
+                    "the header is damaged."
+                )
 
 
 def _only_series(tiff: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:
@@ -144,8 +161,11 @@ def _only_series(tiff: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:
 
 
 def _check_readable(series: tifffile.TiffPageSeries, name: str) -> None:
-    if series.dtype.kind not in "biuf":
-        raise UnsupportedImage(f"{name} has pixels of {series.dtype}; expected whole or real numbers.")
+    # To NumPy, no type is float64.
+    if series.keyframe.dtype is None or series.dtype.kind not in "biuf":
+        raise UnsupportedImage(
+            f"{name} has pixels of {series.keyframe.dtype or 'a type of its own'}; expected whole or real numbers."
+        )
     compression = series.keyframe.compression
     try:
         tifffile.TIFF.DECOMPRESSORS[compression]
