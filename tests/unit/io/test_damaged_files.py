@@ -23,9 +23,9 @@ RGB = np.random.default_rng(1).integers(0, 255, (24, 32, 3), np.uint8)
 LARGEST_PIXELS_READ = 2**26
 
 
-def tiff(pixels: np.ndarray, **options) -> bytes:
+def tiff(pixels: np.ndarray, photometric="minisblack", **options) -> bytes:
     file = io.BytesIO()
-    tifffile.imwrite(file, pixels, **options)
+    tifffile.imwrite(file, pixels, photometric=photometric, **options)
     return file.getvalue()
 
 
