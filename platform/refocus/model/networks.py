@@ -7,6 +7,7 @@ overlapping tiles of one image agree. All start as the identity: an untrained ne
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -182,15 +183,18 @@ class _Heads(nn.Module):
         nn.init.zeros_(self.pixels.bias)
         self.blur = nn.Sequential(nn.Conv2d(config.widths[-1], 64, 1), nn.ReLU(), nn.Conv2d(64, 1, 1))
 
-    def forward(self, fine: Tensor, bottom: Tensor, padded: Tensor, changes: Tensor | None = None) -> Prediction:
-        """`changes` of the filters: [B, C, filters, H, W]."""
+    def forward(self, fine: Tensor, bottom: Tensor, padded: Tensor, changes: Sequence[Tensor] = ()) -> Prediction:
+        """`changes`: one for each filter, [B, C, H, W] or half of that a side."""
         raw = self.pixels(fine).float()
         residual, raw_scale = F.pixel_shuffle(raw[:, : self.answers], self.unshuffle).chunk(2, 1)
         image = padded.float() + residual
-        if changes is not None:
-            share = F.interpolate(raw[:, self.answers :], scale_factor=2.0, mode="nearest")
-            # Not einsum: it would make a matrix product of ten numbers for each pixel.
-            image = image + (share[:, None] * changes).sum(2)
+        # One by one, by weighted sums: all at once would hold three copies of ten images, and einsum would make a
+        # matrix product of ten numbers for each pixel.
+        for number, change in enumerate(changes, self.answers):
+            share = F.interpolate(raw[:, number : number + 1], scale_factor=2.0, mode="nearest")
+            if change.shape[-2:] != image.shape[-2:]:
+                change = F.interpolate(change, scale_factor=2.0, mode="bilinear", align_corners=False)
+            image = torch.addcmul(image, share, change)
         blur = _BLUR_UNIT_PX * F.softplus(self.blur(bottom).float())
         if self.guard is not None:
             image = torch.lerp(padded.float(), image, self._step(blur.detach(), padded))
@@ -249,20 +253,19 @@ class _UNet(nn.Module):
             x = decoder(F.pixel_shuffle(up(x), 2) + skip)
         return self.heads(x, bottom, padded, changes)
 
-    def _filtered(self, padded: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        """Changes that the filters propose, [B, C, filters, H, W], and as features at half resolution."""
-        batch, channels, height, width = padded.shape
-        changes, features = [], []
+    def _filtered(self, padded: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Change that each filter proposes, [B, C, h, w], and all of them as features at half resolution."""
+        changes: list[Tensor] = []
+        features: list[Tensor] = []
         if self.fine_filters is not None:
             fine = self.fine_filters(padded)
             features.append(F.pixel_unshuffle(fine, 2))
-            changes.append(fine.reshape(batch, channels, -1, height, width))
+            changes += fine.unflatten(1, (padded.shape[1], -1)).unbind(2)
         if self.coarse_filters is not None:
             coarse = self.coarse_filters(padded)
             features.append(coarse)
-            larger = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
-            changes.append(larger.reshape(batch, channels, -1, height, width))
-        return torch.cat(changes, 2) if changes else None, features
+            changes += coarse.unflatten(1, (padded.shape[1], -1)).unbind(2)
+        return changes, features
 
 
 class _DeepRLevel(nn.Module):

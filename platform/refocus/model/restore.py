@@ -21,7 +21,7 @@ from refocus.zstack import AXES
 Precision = Literal["auto", "fp32", "bf16"]
 Progress = Callable[[int, int], None]
 
-_ROWS_OF_PIXELS = 4_000_000
+_BLOCK_PIXELS = 1_000_000
 #: Beyond these the network is at a loss, and scaling its changes would not mend them.
 _BALANCE_LIMITS = (0.5, 2.0)
 
@@ -87,7 +87,7 @@ class LoadedModel:
         precision: Precision = "auto",
         tile_px: int = 1024,
         halo_px: int | None = None,
-        pixels_per_batch: int = 4_000_000,
+        pixels_per_batch: int = 2_000_000,
     ) -> None:
         if halo_px is not None and halo_px < SMALLEST_HALO_PX:
             raise ConfigurationError(f"halo_px is {halo_px}; below {SMALLEST_HALO_PX} seams between tiles show.")
@@ -182,8 +182,9 @@ class LoadedModel:
             blur_radius_px=blur,
             progress=progress,
         ):
-            answer = band.image.mean(0, keepdims=True) if repeated > 1 else band.image
-            pixels[:, band.rows] = _as_dtype(constants.undo(answer), pixels.dtype, floor=0.0 if low >= 0 else None)
+            for part, block in _blocks(plane, band.rows):
+                answer = band.image[:, part].mean(0, keepdims=True) if repeated > 1 else band.image[:, part]
+                pixels[:, block] = _as_dtype(constants.undo(answer), pixels.dtype, floor=0.0 if low >= 0 else None)
             if scale is not None and band.scale is not None:
                 error = band.scale.mean(0, keepdims=True) if repeated > 1 else band.scale
                 scale[:, band.rows] = error * constants.scale
@@ -321,14 +322,21 @@ def _as_dtype(values: npt.NDArray[np.float64], dtype: np.dtype[Any], *, floor: f
     return np.rint(values).clip(float(limits.min), highest).astype(dtype)
 
 
+def _blocks(plane: npt.NDArray[Any], rows: slice) -> Iterator[tuple[slice, slice]]:
+    """Cut rows of [C, Y, X] into blocks small enough for float64 copies: relative to `rows.start`, and as they are."""
+    step = max(1, _BLOCK_PIXELS // (plane.shape[0] * plane.shape[2]))
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        yield slice(start - rows.start, stop - rows.start), slice(start, stop)
+
+
 def _balance(plane: npt.NDArray[Any], pixels: npt.NDArray[Any], *, floor: float | None) -> None:
     """Make the restored image's total that of the input, in place and some rows at a time.
 
     Defocus moves light about and takes none away, so what was added must have come from somewhere: all additions and
     all removals are scaled against each other by one number for the whole plane, which no seam can betray.
     """
-    rows = max(1, _ROWS_OF_PIXELS // (plane.shape[0] * plane.shape[2]))
-    blocks = [slice(start, start + rows) for start in range(0, plane.shape[1], rows)]
+    blocks = [block for _, block in _blocks(plane, slice(0, plane.shape[1]))]
     added = removed = 0.0
     for block in blocks:
         change = pixels[:, block].astype(np.float64) - plane[:, block]

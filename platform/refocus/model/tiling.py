@@ -169,7 +169,7 @@ def run_tiled(
     *,
     channels: int,
     with_scale: bool = False,
-    pixels_per_batch: int = 4_000_000,
+    pixels_per_batch: int = 2_000_000,
     blur_radius_px: Float32 | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Band]:
