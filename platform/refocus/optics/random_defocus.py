@@ -255,7 +255,8 @@ class RandomDefocus:
         self._cycles_per_px = torch.linspace(0.0, math.sqrt(0.5) + 1e-6, samples, device=self.device)
         down = torch.fft.fftfreq(self.input_px, device=self.device)
         across = torch.fft.rfftfreq(self.input_px, device=self.device)
-        place = (down[:, None] ** 2 + across**2).sqrt() / self._cycles_per_px[1]
+        # A round profile: rows below zero frequency mirror those above.
+        place = (across[:, None] ** 2 + across**2).sqrt() / self._cycles_per_px[1]
         self._lower = place.floor().to(torch.int64).reshape(-1)
         self._fraction = (place.reshape(-1) - self._lower).clamp(0.0, 1.0)
         self._down, self._across = down, across
@@ -301,8 +302,7 @@ class RandomDefocus:
             uniform = torch.stack([torch.rand(_DRAWS, generator=g) for g in drawn])
             plan = _Plan.draw(self.optics, uniform, self.modality, sharp.shape[1], pixel_size_um)
             plan = plan.to(self.device)
-            scene = self._padded(sharp)
-            scene = scene * self._vignette(plan)
+            scene = self._shaded(self._padded(sharp), plan)
             image, in_focus = self._formed(scene, plan)
             return self._recorded(image, in_focus, plan, seed_list)
 
@@ -323,18 +323,26 @@ class RandomDefocus:
 
     def _padded(self, sharp: Tensor) -> Tensor:
         """Centre `sharp` on the transform's square: cropped where larger, mirrored where smaller."""
-        for axis in (-2, -1):
-            before = (self.input_px - sharp.shape[axis]) // 2
+        lacking = [self.input_px - size for size in sharp.shape[-2:]]
+        if all(lack <= 0 for lack in lacking):
+            top, left = (-lack // 2 for lack in lacking)
+            return sharp[..., top : top + self.input_px, left : left + self.input_px].clamp_min(0.0)
+        for axis, lack in zip((-2, -1), lacking, strict=True):
+            before = lack // 2
             sharp = sharp.index_select(axis, mirrored(sharp.shape[axis], self.input_px, before, self.device))
-        return sharp.clamp_min(0.0)
+        return sharp.clamp_min_(0.0)
 
-    def _vignette(self, plan: _Plan) -> Tensor:
-        """Illumination over the padded square, shape [B, 1, P, P]: quadratic, brightest at 1."""
-        position = (torch.arange(self.input_px, device=self.device) - (self.input_px - 1) / 2) / (0.5 * self.crop_px)
-        y = (position[:, None] - plan.vignette_centre[:, 0, None, None]) ** 2
-        x = (position[None, :] - plan.vignette_centre[:, 1, None, None]) ** 2
-        loss = plan.vignette[:, None, None] * (x + y) / 4.0
-        return (1.0 - loss).clamp_min(0.2)[:, None]
+    def _shaded(self, scene: Tensor, plan: _Plan) -> Tensor:
+        """Vignetted illumination, quadratic about a centre of its own, 1 where brightest; writes into `scene`."""
+        shaded = plan.vignette.nonzero().flatten()
+        if len(shaded):
+            position = torch.arange(self.input_px, device=self.device) - (self.input_px - 1) / 2
+            position = position / (0.5 * self.crop_px)
+            y = (position[:, None] - plan.vignette_centre[shaded, 0, None, None]) ** 2
+            x = (position[None, :] - plan.vignette_centre[shaded, 1, None, None]) ** 2
+            light = (1.0 - plan.vignette[shaded, None, None] * (x + y) / 4.0).clamp_min(0.2)
+            scene[shaded] *= light[:, None]
+        return scene
 
     def _formed(self, scene: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
         """The noise-free image at each sample's distance, and its in-focus counterpart, cropped."""
@@ -362,14 +370,14 @@ class RandomDefocus:
         centre, before, after, haze_seen, haze_focused = torch.split(
             gain, [batch, len(tilted), len(tilted), len(hazy), len(hazy)]
         )
-        seen = spectrum * centre
+        seen = _scaled(spectrum, centre)
         if len(tilted):
             # Each strip of the specimen shines through its own PSF: weights first, then blur, and light is kept.
             ramp = self._ramp(plan.tilt_azimuth[tilted])
             low = torch.fft.rfft2(scene[tilted] * (-ramp).clamp_min(0.0))
             high = torch.fft.rfft2(scene[tilted] * ramp.clamp_min(0.0))
-            middle = (spectrum[tilted] - low - high) * centre[tilted]
-            seen[tilted] = middle + low * before + high * after
+            middle = _scaled(spectrum[tilted] - low - high, centre[tilted])
+            seen[tilted] = middle + _scaled(low, before) + _scaled(high, after)
         focused = scene
         if len(hazy):
             weight = plan.haze_weight[hazy].reshape(-1, 1, 1, 1)
@@ -378,16 +386,17 @@ class RandomDefocus:
             turns = self._down[:, None] * shift[:, 0, None, None] + self._across * shift[:, 1, None, None]
             other = spectrum[hazy].conj() * torch.polar(torch.ones_like(turns), 2.0 * math.pi * turns)[:, None]
             other[..., 0, 0] -= level.expand(batch, channels, 1, 1)[hazy][..., 0, 0] * self.input_px**2
-            seen[hazy] = seen[hazy] + weight * other * haze_seen
+            seen[hazy] += _scaled(other, weight * haze_seen)
             focused = scene.clone()
-            focused[hazy] += weight * torch.fft.irfft2(other * haze_focused, s=scene.shape[-2:])
-        image = torch.fft.irfft2(seen, s=scene.shape[-2:])
+            focused[hazy] += weight * torch.fft.irfft2(_scaled(other, haze_focused), s=scene.shape[-2:])
+        edge = (self.input_px - self.crop_px) // 2
+        window = slice(edge, edge + self.crop_px)
+        image = torch.fft.irfft2(seen, s=scene.shape[-2:])[..., window, window]
+        focused = focused[..., window, window]
         # In focus is identity by definition, not up to the transform's rounding.
         still = (plan.blur_px == 0) & (plan.tilt == 0)
         image = torch.where(still.reshape(-1, 1, 1, 1), focused, image)
-        edge = (self.input_px - self.crop_px) // 2
-        window = slice(edge, edge + self.crop_px)
-        return image[..., window, window].clamp_min(0.0), focused[..., window, window].clamp_min(0.0)
+        return image.clamp_min_(0.0), focused.clamp_min(0.0)
 
     def _gain(self, plan: _Plan, index: Tensor, blur_px: Tensor, channels: int) -> Tensor:
         """``G_z`` on the padded square's spectrum, shape [M, C, P, P // 2 + 1]; signed blur [M] of samples `index`."""
@@ -419,9 +428,11 @@ class RandomDefocus:
         fallback = torch.exp(-0.5 * (math.pi * radius * self._cycles_per_px) ** 2)
         profile = ((h_z * h_0 + _EPSILON * fallback) / (h_0 * h_0 + _EPSILON)).clamp(-1.0, 1.0)
         profile = torch.where(plan.plain_psf[index].repeat_interleave(channels)[:, None], h_z, profile)
-        step = torch.diff(profile, dim=1, append=profile[:, -1:])
-        flat = profile[:, self._lower] + step[:, self._lower] * self._fraction
-        return flat.reshape(-1, channels, self.input_px, self.input_px // 2 + 1)
+        half = self.input_px // 2 + 1
+        flat = torch.lerp(profile[:, self._lower], profile[:, self._lower + 1], self._fraction)
+        quarter = flat.reshape(-1, channels, half, half)
+        # Frequencies below zero follow, from the most negative up; only rows have them.
+        return torch.cat([quarter, quarter[:, :, 1:-1].flip(2)], dim=2)
 
     def _ramp(self, azimuth: Tensor) -> Tensor:
         """A linear ramp over the crop, -1 to 1 from edge to edge along `azimuth`, flat beyond, shape [T, 1, P, P]."""
@@ -579,6 +590,11 @@ class _Plan:
             full_scale=torch.where(saturated, between(24, optics.saturation), 1.0 + 3.0 * uniform[:, 24]),
             bit_depth=depths[(uniform[:, 27] * len(depths)).long().clamp(max=len(depths) - 1)],
         )
+
+
+def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
+    """Complex times real without first making the real factor complex, as the plain product does."""
+    return torch.view_as_complex(torch.view_as_real(spectrum.resolve_conj()) * gain[..., None])
 
 
 def _steepest(optics: OpticsRange) -> float:
