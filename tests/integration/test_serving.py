@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import os
-import re
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import torch
 
 from refocus.client import Client
 from refocus.errors import RequestRefused
 from refocus.io.store import ObjectStore
-from refocus.model.checkpoint import ModelPackage, PackageConfig
-from refocus.model.networks import NetworkConfig, build_network
 from refocus.model.restore import restore
 from refocus.registry.catalog import Catalog
-from refocus.testing.cluster import LocalCluster, free_ports
+from refocus.testing.cluster import LocalCluster
+from refocus.testing.service import crown, serve_run, tiny_package
 
 pytestmark = [pytest.mark.ray, pytest.mark.store]
-TINY = NetworkConfig(widths=(4, 4), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
-
-
-def package(seed: int) -> ModelPackage:
-    torch.manual_seed(seed)
-    network = build_network(TINY)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(0.02 * torch.randn_like(weight))
-    config = PackageConfig(name="served", modality="fluorescence", network=TINY, largest_blur_px=50.0, halo_px=64)
-    return ModelPackage.of(network, config)
-
-
-def crown(catalog: Catalog, made: ModelPackage) -> str:
-    record = catalog.publish(made)
-    try:
-        seen = catalog.alias(record.model, "champion")
-    except FileNotFoundError:
-        seen = None
-    catalog.move(record.model, "champion", record.digest, seen=seen, kind="promote", why="test")
-    return record.digest
 
 
 def model_of(client: Client) -> dict:
@@ -57,46 +26,19 @@ def model_of(client: Client) -> dict:
     return next(model for model in client.models() if model["name"] == "served")
 
 
-@contextlib.contextmanager
-def serving(repository: Path, environment: dict[str, str], folder: Path, cluster: LocalCluster) -> Iterator[str]:
-    """Run ``serve run`` on the repository's config, with another port and a quicker poll, and yield its address."""
-    (port,) = free_ports(1)
-    text = (repository / "serve_configs" / "refocus.yaml").read_text()
-    text, ports = re.subn(r"port: 8000", f"port: {port}", text)
-    text, polls = re.subn(r"poll_s: 5\b", "poll_s: 0.5", text)
-    assert (ports, polls) == (1, 1)
-    config = folder / "refocus.yaml"
-    config.write_text(text)
-    serve = Path(sys.executable).with_name("serve")
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [serve, "run", config], cwd=repository, env={**cluster.environment, **environment}, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 @pytest.fixture(scope="module")
 def served(repository, store_settings, tmp_path_factory):
-    """A running service whose champion is ``package(1)``: (address, catalog)."""
+    """A running service whose champion is ``tiny_package(1)``: (address, catalog)."""
     settings = store_settings.model_copy(update={"bucket": "serving-integration"})
     store = ObjectStore(settings)
     store.create_bucket()
     catalog = Catalog(store)
-    crown(catalog, package(1))
+    crown(catalog, tiny_package(1))
     folder = tmp_path_factory.mktemp("serve")
     environment = settings.environment()
     with (
         LocalCluster(num_cpus=4, working_directory=repository, environment=environment) as cluster,
-        serving(repository, environment, folder, cluster) as url,
+        serve_run(cluster, repository, folder, environment=environment, changes={r"poll_s: 5\b": "poll_s: 0.5"}) as url,
     ):
         with Client(url) as client:
             try:
@@ -119,7 +61,7 @@ def test_an_image_goes_through_the_real_service_and_back(served, grey):
         assert (answer.pixels.shape, answer.pixels.dtype) == (grey.shape, grey.dtype)
         assert answer.digest == catalog.alias("served", "champion")[0].digest
         assert model_of(client)["source"] == "champion"
-        expected = restore(grey, package(1), device="cpu").pixels
+        expected = restore(grey, tiny_package(1), device="cpu").pixels
         # The replica runs with its own number of threads: sums in another order, a grey level of 3200 at most.
         np.testing.assert_allclose(answer.pixels.astype(int), expected.astype(int), atol=1)
         assert {"decode", "queue", "model", "encode"} == set(answer.timings_ms)
@@ -189,7 +131,7 @@ def test_a_promotion_under_load_loses_no_request(served, grey):
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
-    second = crown(catalog, package(2))
+    second = crown(catalog, tiny_package(2))
     deadline = time.monotonic() + 60
     while second not in digests and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -206,7 +148,7 @@ def test_a_promotion_under_load_loses_no_request(served, grey):
 def test_a_corrupt_champion_leaves_the_old_one_serving(served, grey):
     url, catalog = served
     before = catalog.alias("served", "champion")[0].digest
-    third = catalog.publish(package(3)).digest
+    third = catalog.publish(tiny_package(3)).digest
     key = f"registry/served/versions/{third}/weights.safetensors"
     data = bytearray(catalog.store.get(key))
     data[-1] ^= 1

@@ -14,8 +14,6 @@ from refocus.errors import ConfigurationError, StoreError, UnsupportedImage
 from refocus.focus.measures import normalised_variance
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
-from refocus.model.abstain import RangeGate
-from refocus.model.calibration import Calibration
 from refocus.model.checkpoint import ModelPackage
 from refocus.registry.catalog import Catalog
 from refocus.serving.batching import BatchingModel
@@ -158,7 +156,7 @@ def _one_map_a_plane(maps: npt.NDArray[np.float32], planes: int) -> npt.NDArray[
 def _reports(
     planes: npt.NDArray[Any], blur: npt.NDArray[np.float32], stride_px: int, served: Served, *, measure: bool
 ) -> Iterator[TileReport]:
-    gate = _from_card(RangeGate, served.package, "range_gate")
+    gate = served.package.config.gate
     limit = _NEAR_LIMIT * served.package.config.largest_blur_px
     for number, plane in enumerate(planes):
         verdicts = {}
@@ -198,13 +196,8 @@ def _places(height_px: int, width_px: int) -> list[tuple[int, int, int, int]]:
 def _half_width(done: Any, package: ModelPackage) -> tuple[npt.NDArray[np.float32] | None, bool]:
     if done.scale is None:
         return None, False
-    calibration = _from_card(Calibration, package, "calibration") or Calibration()
+    calibration = package.config.calibration
     return calibration.half_width(done.scale, done.median_blur_radius_px), calibration.fitted
-
-
-def _from_card(kind: Any, package: ModelPackage, key: str) -> Any:
-    value = package.card.get(key)
-    return None if value is None else kind.model_validate(value)
 
 
 def _log_swap(name: str, digest: str, problem: str | None) -> None:

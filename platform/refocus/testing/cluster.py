@@ -126,6 +126,11 @@ class LocalCluster:
     ) -> None:
         self.stop()
 
+    def processes(self) -> list[int]:
+        """Return the ids of every process of this cluster."""
+        assert self._folder is not None
+        return list(_processes_of(self._folder))
+
     def run(self, *command: str, timeout_s: float, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command against this cluster and return its output."""
         return subprocess.run(

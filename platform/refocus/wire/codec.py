@@ -100,8 +100,10 @@ def from_array(pixels: npt.NDArray[Any], *, pixel_size_um: float | None = None) 
     pixel_size_um : float or None
     """
     pixels = np.asarray(pixels)
-    if pixels.ndim < 2:
-        raise UnsupportedImage(f"An array of shape {pixels.shape} is no image; expected at least rows and columns.")
+    if pixels.ndim < 2 or pixels.size == 0:
+        raise UnsupportedImage(
+            f"An array of shape {pixels.shape} is no image; expected at least rows and columns of pixels."
+        )
     kept = 3 if pixels.ndim >= 3 and pixels.shape[-1] == 3 else 2
     shape: Sequence[int] = pixels.shape[-kept:]
     return WireImage(np.ascontiguousarray(pixels).reshape(-1, *shape), pixel_size_um=pixel_size_um)

@@ -241,7 +241,7 @@ def test_labels_stay_bounded_whatever_clients_ask(service):
     for number in range(50):
         client.get(f"/nowhere/{number}")
     lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("refocus_requests_total")]
-    assert len([line for line in lines if 'status="404"' in line]) == 1
+    assert len([line for line in lines if 'route="other",status="404"' in line]) == 1
 
 
 def test_correlation_ids_that_could_forge_a_log_are_replaced(service):

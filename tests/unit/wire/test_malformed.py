@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refocus.errors import InputError, UnreadableImage
-from refocus.wire.codec import decode
-from refocus.wire.image import ImageLimits, WireImage
+from refocus.wire.codec import decode, encode
+from refocus.wire.image import ImageLimits, Provenance, WireImage
 
 LIMITS = ImageLimits(max_body_bytes=10**6, max_pixels=10**5, max_pages=8, max_decoded_bytes=10**6)
 NAMES = ["tiff16", "tiff_rgb_deflate", "tiff_tiled_lzw", "tiff_jpeg", "tiff_zstd_big", "ome", "imagej", "png16",
@@ -22,10 +24,13 @@ FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 
 
 def outcome(body: bytes) -> WireImage | None:
+    """Decode; and whatever can be decoded can be sent back."""
     try:
-        return decode(body, LIMITS)
+        image = decode(body, LIMITS)
     except InputError:
         return None
+    np.testing.assert_array_equal(decode(encode(image, None, Provenance("m", "d"))).planes, image.planes)
+    return image
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,6 +79,18 @@ def test_broken_pngs_do_not_wear_out_the_interpreter(sound_bodies):
         outcome(bytes(broken))
     # Pythons from 3.12 on do not count references to None: the difference is 0 there.
     assert sys.getrefcount(None) - before > -50
+
+
+def test_a_resolution_that_makes_no_sense_does_not_come_back():
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, np.ones((8, 8), np.uint8), resolution=(300, 300), resolutionunit="INCH", metadata=None)
+    body = bytearray(sink.getvalue())
+    with tifffile.TiffFile(io.BytesIO(bytes(body))) as file:
+        unit, ratio = (file.pages[0].tags[code].valueoffset for code in (296, 282))
+    for place, value in ((unit, 4242), (ratio, 0), (ratio + 4, 0)):
+        broken = bytearray(body)
+        struct.pack_into("<H", broken, place, value)
+        assert outcome(bytes(broken)) is not None
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:

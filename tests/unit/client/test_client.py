@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from refocus.client import Client
+from refocus.errors import ConfigurationError, RequestRefused, ServiceBusy, ServiceFailed, UnsupportedImage
+from refocus.wire import headers
+from refocus.wire.codec import decode, encode
+from refocus.wire.image import WireImage
+from refocus.wire.problem import Problem
+
+GREY = (np.arange(30 * 40).reshape(30, 40) % 251).astype(np.uint16)
+
+
+def echo(request: httpx.Request) -> httpx.Response:
+    """A service that gives back what it was sent, one grey level brighter."""
+    image = decode(request.content)
+    body = encode(WireImage(image.planes + 1))
+    return httpx.Response(200, content=body, headers={headers.MODEL_DIGEST: "d" * 64, headers.OUT_OF_RANGE: "0.25"})
+
+
+def problem(status: int, **extra: str) -> httpx.Response:
+    said = Problem(title="No", status=status, detail="because", correlation_id="c-1").model_dump_json()
+    return httpx.Response(status, content=said, headers={"Content-Type": headers.PROBLEM_JSON, **extra})
+
+
+class Answers:
+    """Gives each answer once, in order; the last one for ever."""
+
+    def __init__(self, *answers) -> None:
+        self.left = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(request) if callable(answer) else answer
+
+
+def client(answers, **options) -> Client:
+    return Client("http://lab:8000", transport=httpx.MockTransport(answers), **options)
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (30, 40, 3), (5, 30, 40), (2, 5, 30, 40), (5, 30, 40, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_arrays_come_back_in_their_own_shape_and_type(shape, dtype):
+    image = np.ones(shape, dtype)
+    restored = client(Answers(echo)).refocus(image)
+    assert (restored.shape, restored.dtype) == (shape, np.dtype(dtype))
+    np.testing.assert_array_equal(restored, image + 1)
+
+
+def test_what_the_service_says_is_read():
+    answer = client(Answers(echo)).refocus_detailed(GREY)
+    assert (answer.digest, answer.out_of_range_share) == ("d" * 64, 0.25)
+
+
+def test_options_travel_as_a_query():
+    answers = Answers(echo)
+    client(answers).refocus(GREY, model="m@champion", on_out_of_range="fail", na=0.75)
+    assert dict(answers.requests[0].url.params) == {"model": "m@champion", "na": "0.75", "on_out_of_range": "fail"}
+
+
+def test_a_busy_service_is_asked_again_when_it_wishes(pauses):
+    answers = Answers(problem(503, **{"Retry-After": "7"}), problem(429, **{"Retry-After": "1"}), echo)
+    np.testing.assert_array_equal(client(answers).refocus(GREY), GREY + 1)
+    # The wish, and up to a quarter second more so that clients do not come back together.
+    assert 7.0 <= pauses[0] <= 7.25
+    assert 1.0 <= pauses[1] <= 1.25
+    ids = {request.headers[headers.CORRELATION_ID] for request in answers.requests}
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize(
+    "lost", [httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.RemoteProtocolError("x")]
+)
+def test_a_lost_connection_is_tried_again(pauses, lost):
+    np.testing.assert_array_equal(client(Answers(lost, lost, echo)).refocus(GREY), GREY + 1)
+    assert pauses[0] < pauses[1] * 3
+
+
+def test_refusals_are_not_repeated_and_say_why(pauses):
+    answers = Answers(problem(422))
+    with pytest.raises(RequestRefused, match=r"because \(HTTP 422, correlation id c-1\)") as refusal:
+        client(answers).refocus(GREY)
+    assert (len(answers.requests), pauses, refusal.value.status) == (1, [], 422)
+
+
+def test_patience_and_retries_end(pauses):
+    with pytest.raises(ServiceBusy) as busy:
+        client(Answers(problem(503, **{"Retry-After": "2"})), retries=3).refocus(GREY)
+    assert (len(pauses), busy.value.retry_after_s) == (3, 2.0)
+    with pytest.raises(ServiceFailed, match="Is the service running"):
+        client(Answers(httpx.ConnectError("refused")), retries=0).refocus(GREY)
+    pauses.clear()
+    with pytest.raises(ServiceBusy):
+        client(Answers(problem(503, **{"Retry-After": "20"})), patience_s=5.0).refocus(GREY)
+    assert pauses == []
+
+
+def test_the_services_own_failure_is_not_repeated_but_a_proxys_is(pauses):
+    with pytest.raises(ServiceFailed):
+        client(Answers(problem(500))).refocus(GREY)
+    assert pauses == []
+    client(Answers(httpx.Response(500, text="Internal Server Error"), echo)).refocus(GREY)
+    assert len(pauses) == 1
+
+
+def test_an_answer_that_is_not_the_image_is_noticed():
+    other = httpx.Response(200, content=encode(WireImage(np.zeros((1, 8, 8), np.uint16))))
+    with pytest.raises(ServiceFailed, match="this version"):
+        client(Answers(other)).refocus(GREY)
+
+
+def test_arrays_that_are_no_images_are_refused_before_they_are_sent():
+    answers = Answers(echo)
+    for array in (np.zeros(5, np.uint8), np.zeros((4, 4), np.int64), np.zeros((0, 4), np.uint8)):
+        with pytest.raises(UnsupportedImage):
+            client(answers).refocus(array)
+    assert answers.requests == []
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    (tmp_path / "in.tif").write_bytes(encode(WireImage(GREY[None])))
+    assert client(Answers(echo)).refocus_file(tmp_path / "in.tif", tmp_path / "out.tif") == "d" * 64
+    with pytest.raises(RequestRefused):
+        client(Answers(problem(413))).refocus_file(tmp_path / "in.tif", tmp_path / "other.tif")
+    with pytest.raises(UnsupportedImage, match=r"\.tif, \.tiff or \.png"):
+        client(Answers(echo)).refocus_file(tmp_path / "in.tif", tmp_path / "out.jpg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+
+
+def test_addresses_are_checked_and_readiness_is_a_question():
+    with pytest.raises(ConfigurationError, match="no address"):
+        Client("lab:8000")
+    assert client(Answers(httpx.Response(200))).ready()
+    assert not client(Answers(problem(503))).ready()
+    assert not client(Answers(httpx.ConnectError("refused"))).ready()
+    with pytest.raises(ServiceFailed, match="not ready"):
+        client(Answers(problem(503))).wait_until_ready(0.1)
+
+
+def test_the_client_imports_neither_ray_nor_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, refocus.client; print([m for m in ('ray', 'torch', 'boto3', 'fastapi') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
