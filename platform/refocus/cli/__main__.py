@@ -1,0 +1,5 @@
+"""``python -m refocus.cli``."""
+
+from refocus.cli import main
+
+main()
