@@ -96,8 +96,8 @@ def psf_rows(options: argparse.Namespace) -> list[Row]:
     nodes = len(table.pupil_rho_squared)
     waves = torch.linspace(-60, 60, 64, device=options.device)[:, None] * table.pupil_rho_squared
     one = torch.ones(64, nodes, device=options.device)
-    # Equivalent pixels: what the transfer function fills on the grid of a padded crop.
-    name = "refocus, transfer functions of random_defocus"
+    # A line each, as random defocus needs them; counted as if each were a PSF of this size.
+    name = "refocus, 64 radial transfer functions"
     return [*rows, measured(task, name, lambda: table(one, waves), 64 * PSF_SIDE**2, options, None)]
 
 

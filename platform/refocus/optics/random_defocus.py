@@ -90,7 +90,7 @@ class OpticsRange(BaseModel):
     vignetting_share, vignetting
         Share of samples, and the (low, high) loss of light at a corner.
     photons_at_peak : (low, high)
-        Log-uniform. Photo-electrons at the in-focus crop's peak, the mean of its brightest 0.1%.
+        Log-uniform. Photo-electrons at the peak: the caller's, or the mean of the in-focus crop's brightest 0.1%.
     background : (low, high)
         Extra light relative to the peak: it adds shot noise, to image and target alike. Fluorescence only.
     background_share : float
@@ -268,6 +268,7 @@ class RandomDefocus:
         *,
         seeds: Tensor | None = None,
         pixel_size_um: Tensor | None = None,
+        peak: Tensor | None = None,
     ) -> Defocused:
         """Draw optics for each image and look at it through them.
 
@@ -281,6 +282,9 @@ class RandomDefocus:
             One seed a sample; the sample's result depends on it and the sample alone.
         pixel_size_um : Tensor, shape [B], optional
             Known pixel sizes; NaN where unknown. They win over the range.
+        peak : Tensor, shape [B], optional
+            Intensity at the peak of the image that the sample was cut from, which the exposure follows; NaN where
+            unknown. Without it each crop counts as exposed for itself, and empty ones come out too clean.
 
         Returns
         -------
@@ -304,7 +308,7 @@ class RandomDefocus:
             plan = plan.to(self.device)
             scene = self._shaded(self._padded(sharp), plan)
             image, in_focus = self._formed(scene, plan)
-            return self._recorded(image, in_focus, plan, seed_list)
+            return self._recorded(image, in_focus, plan, seed_list, peak)
 
     def _checked(
         self, sharp: Tensor, generator: torch.Generator | None, seeds: Tensor | None
@@ -440,7 +444,9 @@ class RandomDefocus:
         ramp = position[:, None] * azimuth.sin()[:, None, None] + position * azimuth.cos()[:, None, None]
         return ramp.clamp(-1.0, 1.0)[:, None]
 
-    def _recorded(self, image: Tensor, in_focus: Tensor, plan: _Plan, seeds: list[int]) -> Defocused:
+    def _recorded(
+        self, image: Tensor, in_focus: Tensor, plan: _Plan, seeds: list[int], known_peak: Tensor | None
+    ) -> Defocused:
         """Light, offset, noise, saturation and rounding, back in the units of the sharp image."""
 
         def column(values: Tensor) -> Tensor:
@@ -449,8 +455,12 @@ class RandomDefocus:
         # The brightest 0.1% together keep one hot pixel from setting the exposure.
         flat = in_focus.flatten(1)
         brightest = flat.topk(max(1, flat.shape[1] // 1000), dim=1).values
-        peak = column(brightest.mean(1)).clamp_min(1e-12)
-        limit = torch.where(column(plan.saturated), peak, column(brightest[:, 0]).clamp_min(1e-12))
+        own = brightest.mean(1)
+        if known_peak is not None:
+            known = known_peak.to(own)
+            own = torch.where(known.isfinite() & (known > 0), known, own)
+        peak = column(own).clamp_min(1e-12)
+        limit = torch.where(column(plan.saturated), peak, torch.maximum(column(brightest[:, 0]), peak))
         background = column(plan.background) * peak
         image, in_focus = image + background, in_focus + background
         per_unit = column(plan.photons_at_peak) / peak

@@ -221,6 +221,16 @@ def test_known_pixel_sizes_win() -> None:
     assert pair.pixel_size_um[1].item() not in (0.2, 0.5)
 
 
+def test_an_empty_crop_of_a_bright_image_is_as_noisy_as_the_image() -> None:
+    optics = CLEAN.model_copy(update={"photons_at_peak": (100.0, 100.0)})
+    blur = RandomDefocus(optics, crop_px=64)
+    dim = torch.full((2, 1, 128, 128), 0.04)
+    pair = blur(dim, seeds=torch.arange(2), peak=torch.tensor([1.0, math.nan]))
+    # 0.04 of 100 photons is 4: half as much noise as light; for itself the crop has 100: a tenth.
+    noise = pair.image.std((1, 2, 3)) / 0.04
+    torch.testing.assert_close(noise, torch.tensor([0.5, 0.1]), rtol=0.06, atol=0)  # 4096 pixels: 1%; 16-bit steps
+
+
 def test_darkness_stays_finite() -> None:
     pair = run(OpticsRange(), torch.zeros(8, 1, 64, 64))
     assert torch.isfinite(pair.image).all()
