@@ -104,3 +104,10 @@ def test_products_are_appended_once():
 def test_too_few_tiles_are_refused():
     with pytest.raises(InputError, match="at least"):
         fit_gate(np.zeros((5, len(FEATURES))), np.ones((5, len(FEATURES))), largest_blur_px=4)
+
+
+def test_the_shipped_gate_reaches_ten_micrometres_at_aperture_three_quarters():
+    shipped = RangeGate.shipped()
+    assert shipped.largest_blur_px == pytest.approx(35, abs=1)
+    rng = np.random.default_rng(0)
+    assert shipped.judge(rng.poisson(100, (256, 256)))[0].reasons == ("no_structure",)
