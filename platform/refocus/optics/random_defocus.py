@@ -30,138 +30,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from refocus.errors import ConfigurationError, InputError
 from refocus.optics.camera import shot_noise
 from refocus.optics.formation import mirrored
+from refocus.optics.optics_range import OpticsRange
+from refocus.optics.plan import DRAWS, Plan
 from refocus.optics.psf import fast_fft_length
 from refocus.optics.transfer import RoundTransfer, interpolate, source_disc
 from refocus.zstack import Modality
 
+__all__ = ["Defocused", "OpticsRange", "RandomDefocus"]
+
 _EPSILON = 0.03
-
-
-def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
-    low, high = interval
-    if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high):
-        raise ValueError(f"{interval} is not a range; expected two finite numbers, 0 <= low <= high.")
-    return interval
-
-
-Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class OpticsRange(BaseModel):
-    """What microscopes and cameras the examples come from; every sample draws its own.
-
-    Parameters
-    ----------
-    numerical_aperture, wavelength_um, pixel_size_um : (low, high)
-        Aperture and wavelength uniform, pixel size log-uniform within what `pixels_per_resolution` leaves.
-    pixels_per_resolution : (low, high)
-        ``pixel_size NA / wavelength``: 0.25 samples the cutoff exactly, 0.46 is a 20x 0.75 objective on 6.5 um pixels.
-        Keeps magnification and aperture together as real microscopes do.
-    refractive_index : float
-    rgb_wavelengths_um : (red, green, blue)
-        What brightfield colour samples see.
-    condenser_ratio : (low, high)
-        Brightfield: the condenser's aperture relative to the objective's.
-    blur_radius_px : (low, high)
-        Geometric radius of the defocus. The default reaches 10 um at NA 0.75 and 0.325 um pixels.
-    in_focus_share, near_focus_share : float
-        Share of samples at exactly z = 0, and of samples within `near_focus_depths` depths of field of it.
-    near_focus_depths : float
-    out_of_range_share : float
-        Share of samples between one and two times the largest blur (examples to abstain from).
-    plain_psf_share : float
-        Share, among samples beyond one depth of field, that is convolved with the plain PSF (see the module's text).
-    spherical_waves : float
-        RMS over samples of primary spherical aberration (RMS waves over the pupil).
-    tilt_share, tilt_blur_px
-        Share of tilted samples, and the (low, high) change of the signed blur radius from centre to edge of the crop.
-    haze_share, haze_weight
-        Share of samples with an out-of-focus layer, and its (low, high) brightness relative to the image.
-    vignetting_share, vignetting
-        Share of samples, and the (low, high) loss of light at a corner.
-    photons_at_peak : (low, high)
-        Log-uniform. Photo-electrons at the peak: the caller's, or the mean of the in-focus crop's brightest 0.1%.
-    background : (low, high)
-        Extra light relative to the peak: it adds shot noise, to image and target alike. Fluorescence only.
-    background_share : float
-    read_noise_electrons : (low, high)
-    offset : (low, high)
-        Camera pedestal relative to the peak, on image and target alike.
-    saturation_share, saturation
-        Share of samples whose camera saturates at a (low, high) fraction of the in-focus peak (image and target).
-    bit_depths : tuple of int
-        Drawn uniformly. The full scale lies one to four times above the peak.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    numerical_aperture: Interval = (0.3, 0.95)
-    wavelength_um: Interval = (0.45, 0.7)
-    pixel_size_um: Interval = (0.1, 0.65)
-    pixels_per_resolution: Interval = (0.16, 0.8)
-    refractive_index: Annotated[float, Field(gt=0)] = 1.0
-    rgb_wavelengths_um: tuple[float, float, float] = (0.61, 0.54, 0.46)
-    condenser_ratio: Interval = (0.5, 1.0)
-    blur_radius_px: Interval = (0.0, 35.0)
-    in_focus_share: Share = 0.15
-    near_focus_share: Share = 0.20
-    near_focus_depths: Annotated[float, Field(gt=0)] = 3.0
-    out_of_range_share: Share = 0.0
-    plain_psf_share: Share = 0.2
-    spherical_waves: Annotated[float, Field(ge=0)] = 0.03
-    tilt_share: Share = 0.15
-    tilt_blur_px: Interval = (0.5, 6.0)
-    haze_share: Share = 0.15
-    haze_weight: Interval = (0.05, 0.5)
-    vignetting_share: Share = 0.2
-    vignetting: Interval = (0.05, 0.4)
-    photons_at_peak: Interval = (100.0, 20000.0)
-    background: Interval = (0.0, 0.5)
-    background_share: Share = 0.5
-    read_noise_electrons: Interval = (0.0, 5.0)
-    offset: Interval = (0.0, 0.05)
-    saturation_share: Share = 0.05
-    saturation: Interval = (0.6, 1.0)
-    bit_depths: tuple[int, ...] = (8, 12, 14, 16)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        for name in ("numerical_aperture", "wavelength_um", "pixel_size_um", "pixels_per_resolution"):
-            if getattr(self, name)[0] <= 0:
-                raise ValueError(f"{name} starts at {getattr(self, name)[0]}; expected more than 0.")
-        if self.photons_at_peak[0] <= 0:
-            raise ValueError(f"photons_at_peak starts at {self.photons_at_peak[0]}; expected more than 0.")
-        if self.numerical_aperture[1] >= self.refractive_index:
-            raise ValueError(
-                f"numerical_aperture reaches {self.numerical_aperture[1]}, which needs a refractive_index above it, "
-                f"not {self.refractive_index}."
-            )
-        shares = self.in_focus_share + self.near_focus_share + self.out_of_range_share
-        if shares > 1.0:
-            raise ValueError(f"in_focus_share, near_focus_share and out_of_range_share add to {shares}; at most 1.")
-        if not 0.1 <= self.condenser_ratio[0] <= self.condenser_ratio[1] <= 1.0:
-            raise ValueError(f"condenser_ratio is {self.condenser_ratio}; expected a range within 0.1 and 1.")
-        if self.blur_radius_px[1] <= 0:
-            raise ValueError("blur_radius_px ends at 0; expected room for some defocus.")
-        if not self.bit_depths or not all(1 <= bits <= 16 for bits in self.bit_depths):
-            raise ValueError(f"bit_depths is {self.bit_depths}; expected one or more of 1 to 16.")
-        return self
-
-    @property
-    def largest_blur_px(self) -> float:
-        """Largest geometric radius drawn anywhere in a crop, in pixels."""
-        farthest = self.blur_radius_px[1] * (2.0 if self.out_of_range_share > 0 else 1.0)
-        return farthest + (self.tilt_blur_px[1] if self.tilt_share > 0 else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +187,8 @@ class RandomDefocus:
         sharp, seed_list = self._checked(sharp, generator, seeds)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             drawn = [torch.Generator().manual_seed(seed) for seed in seed_list]
-            uniform = torch.stack([torch.rand(_DRAWS, generator=g) for g in drawn])
-            plan = _Plan.draw(self.optics, uniform, self.modality, sharp.shape[1], pixel_size_um)
+            uniform = torch.stack([torch.rand(DRAWS, generator=g) for g in drawn])
+            plan = Plan.draw(self.optics, uniform, self.modality, sharp.shape[1], pixel_size_um)
             plan = plan.to(self.device)
             scene = self._shaded(self._padded(sharp), plan)
             image, in_focus = self._formed(scene, plan)
@@ -336,7 +220,7 @@ class RandomDefocus:
             sharp = sharp.index_select(axis, mirrored(sharp.shape[axis], self.input_px, before, self.device))
         return sharp.clamp_min_(0.0)
 
-    def _shaded(self, scene: Tensor, plan: _Plan) -> Tensor:
+    def _shaded(self, scene: Tensor, plan: Plan) -> Tensor:
         """Vignetted illumination, quadratic about a centre of its own, 1 where brightest; writes into `scene`."""
         shaded = plan.vignette.nonzero().flatten()
         if len(shaded):
@@ -348,7 +232,7 @@ class RandomDefocus:
             scene[shaded] *= light[:, None]
         return scene
 
-    def _formed(self, scene: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    def _formed(self, scene: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """The noise-free image at each sample's distance, and its in-focus counterpart, cropped."""
         batch, channels = scene.shape[:2]
         level = torch.zeros((), device=self.device)
@@ -402,7 +286,7 @@ class RandomDefocus:
         image = torch.where(still.reshape(-1, 1, 1, 1), focused, image)
         return image.clamp_min_(0.0), focused.clamp_min(0.0)
 
-    def _gain(self, plan: _Plan, index: Tensor, blur_px: Tensor, channels: int) -> Tensor:
+    def _gain(self, plan: Plan, index: Tensor, blur_px: Tensor, channels: int) -> Tensor:
         """``G_z`` on the padded square's spectrum, shape [M, C, P, P // 2 + 1]; signed blur [M] of samples `index`."""
         na, pixel = plan.numerical_aperture[index, None], plan.pixel_size_um[index, None]
         wavelength = plan.wavelength_um[index]
@@ -445,7 +329,7 @@ class RandomDefocus:
         return ramp.clamp(-1.0, 1.0)[:, None]
 
     def _recorded(
-        self, image: Tensor, in_focus: Tensor, plan: _Plan, seeds: list[int], known_peak: Tensor | None
+        self, image: Tensor, in_focus: Tensor, plan: Plan, seeds: list[int], known_peak: Tensor | None
     ) -> Defocused:
         """Light, offset, noise, saturation and rounding, back in the units of the sharp image."""
 
@@ -484,121 +368,6 @@ class RandomDefocus:
             numerical_aperture=plan.numerical_aperture,
             pixel_size_um=plan.pixel_size_um,
             photons_at_peak=plan.photons_at_peak,
-        )
-
-
-_DRAWS = 40
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What was drawn, each of shape [B] unless said otherwise; blurs are signed radii in pixels."""
-
-    numerical_aperture: Tensor
-    wavelength_um: Tensor  # [B, C]
-    pixel_size_um: Tensor
-    spherical_waves: Tensor
-    condenser_ratio: Tensor
-    px_per_um: Tensor  # blur radius a micrometre of defocus
-    blur_px: Tensor
-    plain_psf: Tensor
-    tilt: Tensor
-    tilt_azimuth: Tensor
-    haze_weight: Tensor
-    haze_offset_px: Tensor
-    haze_shift: Tensor  # [B, 2]
-    vignette: Tensor
-    vignette_centre: Tensor  # [B, 2]
-    photons_at_peak: Tensor
-    background: Tensor
-    read_noise_electrons: Tensor
-    offset: Tensor
-    saturated: Tensor
-    full_scale: Tensor
-    bit_depth: Tensor
-
-    def to(self, device: torch.device) -> _Plan:
-        return _Plan(*(getattr(self, name).to(device) for name in self.__slots__))
-
-    @classmethod
-    def draw(
-        cls, optics: OpticsRange, uniform: Tensor, modality: Modality, channels: int, known_pixel_um: Tensor | None
-    ) -> _Plan:
-        """Turn uniform numbers [B, 40] into optics. Every quantity has its own columns: adding one moves no other."""
-
-        def between(column: int, interval: tuple[float, float]) -> Tensor:
-            return interval[0] + (interval[1] - interval[0]) * uniform[:, column]
-
-        def chosen(column: int, share: float, value: Tensor) -> Tensor:
-            return torch.where(uniform[:, column] < share, value, torch.zeros_like(value))
-
-        na = between(0, optics.numerical_aperture)
-        if modality == "brightfield" and channels == 3:
-            wavelength = torch.tensor(optics.rgb_wavelengths_um).expand(len(uniform), 3)
-        else:
-            wavelength = between(1, optics.wavelength_um)[:, None].expand(-1, channels)
-        resolution = wavelength.mean(1) / na
-        low = (optics.pixels_per_resolution[0] * resolution).clamp(*optics.pixel_size_um)
-        high = (optics.pixels_per_resolution[1] * resolution).clamp(*optics.pixel_size_um)
-        pixel = low * (high / low) ** uniform[:, 2]
-        if known_pixel_um is not None:
-            known = known_pixel_um.to("cpu", torch.float32)
-            pixel = torch.where(known.isfinite() & (known > 0), known, pixel)
-            # An aperture that this pixel could not belong to gives way.
-            q_low, q_high = optics.pixels_per_resolution
-            na = na.clamp(q_low * wavelength.mean(1) / pixel, q_high * wavelength.mean(1) / pixel)
-            na = na.clamp(max=0.98 * optics.refractive_index)
-
-        # Signed blur: a sharp peak at focus, a near-focus part in depths of field, the rest uniform in pixels.
-        brightfield = modality == "brightfield"
-        condenser = between(29, optics.condenser_ratio) if brightfield else torch.ones_like(na)
-        sine = condenser * na / optics.refractive_index
-        px_per_um = sine / (1.0 - sine**2).sqrt() / pixel
-        depth_px = optics.refractive_index * wavelength.mean(1) / na**2 * px_per_um
-        reach = optics.blur_radius_px[1]
-        near = (uniform[:, 4] * optics.near_focus_depths * depth_px).clamp(max=reach)
-        far = between(4, optics.blur_radius_px)
-        beyond = reach * (1.0 + uniform[:, 4])
-        kind = uniform[:, 3]
-        still, close = optics.in_focus_share, optics.in_focus_share + optics.near_focus_share
-        blur = torch.where(kind < close, near, torch.where(kind < 1.0 - optics.out_of_range_share, far, beyond))
-        blur = torch.where(kind < still, torch.zeros_like(blur), blur)
-        blur = blur * torch.where(uniform[:, 5] < 0.5, -1.0, 1.0)
-
-        tilt = chosen(6, optics.tilt_share, between(7, optics.tilt_blur_px))
-        tilt = torch.where(kind < still, torch.zeros_like(tilt), tilt)
-        # Haze lies clearly outside the focal plane and never where the seen blur would exceed the tables.
-        away = (0.25 + 0.75 * uniform[:, 11]) * reach
-        away = torch.where(uniform[:, 12] < 0.5, -away, away)
-        away = torch.where((blur + away).abs() > reach, -away, away)
-        spherical = torch.erfinv((2.0 * uniform[:, 13] - 1.0).clamp(-0.995, 0.995)) * math.sqrt(2.0)
-        photons_low, photons_high = optics.photons_at_peak
-        background = chosen(18, optics.background_share, between(19, optics.background))
-        depths = torch.tensor(optics.bit_depths, dtype=torch.float32)
-        saturated = uniform[:, 23] < optics.saturation_share
-        return cls(
-            numerical_aperture=na,
-            wavelength_um=wavelength,
-            pixel_size_um=pixel,
-            spherical_waves=optics.spherical_waves * spherical,
-            condenser_ratio=condenser,
-            px_per_um=px_per_um,
-            blur_px=blur,
-            plain_psf=(uniform[:, 28] < optics.plain_psf_share) & (blur.abs() > depth_px),
-            tilt=tilt,
-            tilt_azimuth=2.0 * math.pi * uniform[:, 8],
-            haze_weight=chosen(9, optics.haze_share, between(10, optics.haze_weight)),
-            haze_offset_px=away,
-            haze_shift=uniform[:, 14:16],
-            vignette=chosen(16, optics.vignetting_share, between(17, optics.vignetting)),
-            vignette_centre=uniform[:, 25:27] - 0.5,
-            photons_at_peak=photons_low * (photons_high / photons_low) ** uniform[:, 20],
-            background=torch.zeros_like(background) if brightfield else background,
-            read_noise_electrons=between(21, optics.read_noise_electrons),
-            offset=between(22, optics.offset),
-            saturated=saturated,
-            full_scale=torch.where(saturated, between(24, optics.saturation), 1.0 + 3.0 * uniform[:, 24]),
-            bit_depth=depths[(uniform[:, 27] * len(depths)).long().clamp(max=len(depths) - 1)],
         )
 
 
