@@ -53,6 +53,39 @@ class ImageSource(ABC):
             If its bytes are broken or missing.
         """
 
+    def window(self, rows: slice, columns: slice, *, z: int = 0, c: int = 0, t: int = 0) -> npt.NDArray[Any]:
+        """Read a part of one plane, shape (rows, columns) or (rows, columns, S).
+
+        What need not be fetched or decoded for it is left alone where the file is laid out so: rows of uncompressed
+        planes, strips and tiles of compressed ones, chunks of OME-Zarr.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            As for an array; steps other than 1 are refused.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no such position, or the window is empty or has steps.
+        UnreadableImage
+            If its bytes are broken or missing.
+        """
+        self._check_position(Z=z, C=c, T=t)
+        within = self._within(rows, "Y"), self._within(columns, "X")
+        return self._read_window(*within, z=z, c=c, t=t)
+
+    def _read_window(self, rows: slice, columns: slice, *, z: int, c: int, t: int) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(self.plane(z=z, c=c, t=t)[rows, columns])
+
+    def _within(self, wanted: slice, axis: str) -> slice:
+        start, stop, step = wanted.indices(self.size(axis))
+        if step != 1 or stop <= start:
+            raise ConfigurationError(
+                f"{self.name}: a window of {wanted} along {axis} of length {self.size(axis)} is empty or has steps."
+            )
+        return slice(start, stop)
+
     @property
     def metadata(self) -> dict[str, Any]:
         """What else the file says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,6 +20,7 @@ from refocus.errors import (
 )
 from refocus.io.microscopy import ImageSource
 from refocus.io.tiff_chain import check_chain
+from refocus.io.tiff_window import read_rows, read_segments
 from refocus.zstack import AXES, Acquisition, Modality
 
 #: Micrometres in one unit, by the names that OME, ImageJ and people use.
@@ -79,13 +80,33 @@ class TiffSource(ImageSource):
 
     def plane(self, *, z: int = 0, c: int = 0, t: int = 0) -> npt.NDArray[Any]:
         """Read one plane; of a file that lies contiguous, only its own bytes are fetched."""
-        wanted = {"T": t, "C": c, "Z": z}
-        leading = [axis for axis in self._file_axes if axis in wanted]
+        self._check_position(Z=z, C=c, T=t)
+        return self._decoded(self._page, {"T": t, "C": c, "Z": z})
+
+    def _read_window(self, rows: slice, columns: slice, *, z: int, c: int, t: int) -> npt.NDArray[Any]:
+        def cut(number: int) -> npt.NDArray[Any]:
+            lies = "".join(axis for axis in self._file_axes if axis in "YXS")
+            if lies not in ("YX", "YXS"):
+                parts = {"Y": rows, "X": columns, "S": slice(None)}
+                return self._page(number)[tuple(parts[axis] for axis in lies)]
+            offset = self._offset_of(number)
+            if offset is None:
+                return read_segments(self._page_of(number), rows, columns)
+            return read_rows(self._file, offset, self._page_shape, self._stored_dtype, rows, self.name)[:, columns]
+
+        return self._decoded(cut, {"T": t, "C": c, "Z": z})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tiff.close()
+        self._file.close()
+
+    def _decoded(self, read: Callable[[int], npt.NDArray[Any]], position: Mapping[str, int]) -> npt.NDArray[Any]:
+        leading = [axis for axis in self._file_axes if axis in position]
         lengths = [self.size(axis) for axis in leading]
-        self._check_position(**wanted)
-        number = int(np.ravel_multi_index([wanted[a] for a in leading], lengths)) if leading else 0
+        number = int(np.ravel_multi_index([position[axis] for axis in leading], lengths)) if leading else 0
         try:
-            pixels = self._page(number)
+            pixels = read(number)
         except (InputError, StoreError):
             raise
         except Exception as error:
@@ -96,25 +117,32 @@ class TiffSource(ImageSource):
             pixels = np.moveaxis(pixels, trailing.index("S"), -1)
         return np.ascontiguousarray(pixels).astype(self.dtype, copy=False)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._tiff.close()
-        self._file.close()
+    @property
+    def _page_shape(self) -> tuple[int, ...]:
+        return tuple(n for a, n in zip(self._file_axes, self._series.shape, strict=True) if a in "YXS")
 
-    def _page(self, number: int) -> npt.NDArray[Any]:
-        shape = tuple(n for a, n in zip(self._file_axes, self._series.shape, strict=True) if a in "YXS")
+    @property
+    def _stored_dtype(self) -> np.dtype:
+        return self._series.dtype.newbyteorder(self._tiff.byteorder)
+
+    def _offset_of(self, number: int) -> int | None:
+        """Return where a plane begins that lies uncompressed and in one piece."""
         if self._series.dataoffset is not None:
-            size = math.prod(shape) * self._series.dtype.itemsize
-            self._file.seek(self._series.dataoffset + number * size)
-            data = self._file.read(size)
-            if len(data) != size:
-                raise UnreadableImage(f"{self.name}: plane {number} has {len(data)} bytes of {size}; truncated.")
-            stored = self._series.dtype.newbyteorder(self._tiff.byteorder)
-            return np.frombuffer(data, stored).reshape(shape)
+            return self._series.dataoffset + number * math.prod(self._page_shape) * self._series.dtype.itemsize
+        page = self._page_of(number)
+        return page.dataoffsets[0] if page.is_contiguous else None
+
+    def _page_of(self, number: int) -> tifffile.TiffPage | tifffile.TiffFrame:
         page = self._series.pages[number]
         if page is None:
             raise UnreadableImage(f"{self.name}: plane {number} is missing in the file.")
-        return page.asarray().reshape(shape)
+        return page
+
+    def _page(self, number: int) -> npt.NDArray[Any]:
+        shape, offset = self._page_shape, self._offset_of(number)
+        if offset is None:
+            return self._page_of(number).asarray().reshape(shape)
+        return read_rows(self._file, offset, shape, self._stored_dtype, slice(0, shape[0]), self.name)
 
     def _check_complete(self) -> None:
         # A header that promises more than the file holds: found now, before planes have been used.
@@ -165,6 +193,11 @@ def _check_readable(series: tifffile.TiffPageSeries, name: str) -> None:
     if series.keyframe.dtype is None or series.dtype.kind not in "biuf":
         raise UnsupportedImage(
             f"{name} has pixels of {series.keyframe.dtype or 'a type of its own'}; expected whole or real numbers."
+        )
+    if series.keyframe.imagedepth > 1:
+        raise UnsupportedImage(
+            f"{name} holds {series.keyframe.imagedepth} planes a page (SGI's volumetric TIFF); expected one. Save each "
+            "plane as a page of its own, as OME-TIFF and ImageJ do."
         )
     compression = series.keyframe.compression
     try:

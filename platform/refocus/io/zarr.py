@@ -154,6 +154,13 @@ class ZarrSource(ImageSource):
         pixels = np.transpose(pixels, [left.index(axis) for axis in "YXS" if axis in left])
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
+    def _read_window(self, rows: slice, columns: slice, *, z: int, c: int, t: int) -> npt.NDArray[Any]:
+        parts: dict[str, slice | int] = {"T": t, "C": c, "Z": z, "Y": rows, "X": columns, "S": slice(None)}
+        pixels = self._read(tuple(parts[axis] for axis in self._file_axes))
+        left = [axis for axis in self._file_axes if axis in "YXS"]
+        pixels = np.transpose(pixels, [left.index(axis) for axis in "YXS" if axis in left])
+        return np.ascontiguousarray(pixels, dtype=self.dtype)
+
     def close(self) -> None:
         """Let go of the chunks that are held."""
         self._slab = None
