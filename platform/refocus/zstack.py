@@ -148,4 +148,4 @@ class ZStack:
             raise MetadataMissing(
                 f"{self.source}: the z step is unknown; give it with --z-step-um or in the folder's sidecar."
             )
-        return np.arange(self.planes) * self.acquisition.z_step_um
+        return np.arange(self.planes, dtype=np.float64) * np.float64(self.acquisition.z_step_um)

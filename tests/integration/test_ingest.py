@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from samples import focal_series, sharp_image, tiff
 
 from refocus.data.dataset import DatasetVersion, version_prefix
 from refocus.data.ingest import QUARANTINE, adopt_plan, ingest_unit, plan_digest, plan_ingest, seal
@@ -21,6 +20,7 @@ from refocus.errors import (
     StoreAccessDenied,
 )
 from refocus.io.store import ObjectStore
+from samples import focal_series, sharp_image, tiff
 
 pytestmark = pytest.mark.store
 

@@ -7,12 +7,12 @@ import time
 import uuid
 
 import pytest
-from samples import put_sharp_images
 
 from refocus.errors import ConfigurationError, DatasetIncomplete, DatasetMissing, ResourcesMissing, RunExists
 from refocus.io.store import ObjectStore
 from refocus.model.checkpoint import ModelPackage
 from refocus.training.runs import best_checkpoint, fetch_checkpoint, read_progress, whole_checkpoints
+from samples import put_sharp_images
 
 pytestmark = [pytest.mark.store, pytest.mark.ray]
 
