@@ -26,7 +26,7 @@ _TITLES = {400: "The request does not fit", 404: "There is nothing here", 405: "
            406: "No such format is written", 408: "The body came too slowly", 415: "The body is no image"}  # fmt: skip
 
 
-class Refusal(Exception):  # noqa: N818 (an answer, not a failure)
+class Refusal(Exception):
     """An answer other than the table's: raised in routes, where the context decides."""
 
     def __init__(self, status: int, kind: str, detail: str) -> None:
