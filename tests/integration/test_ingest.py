@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refocus.data.dataset import DatasetVersion, version_prefix
-from refocus.data.ingest import QUARANTINE, adopt_plan, ingest_unit, plan_digest, plan_ingest, seal
+from refocus.data.ingest import QUARANTINE, REPORT, adopt_plan, ingest_unit, plan_digest, plan_ingest, seal
 from refocus.data.sidecar import Rule
 from refocus.data.splits import split_of
 from refocus.errors import (
@@ -124,6 +124,37 @@ def test_an_interrupted_ingest_leaves_no_half_version_and_goes_on(store):
         DatasetVersion.open(store, "cells/v1")
     assert ingest_here(store).manifest.rows(split_of("a")) == 1
     assert DatasetVersion.open(store, "cells").manifest.version == "v1"
+
+
+def test_the_quality_report_shows_what_was_used_and_what_was_not(store):
+    store.put("raw/stack.tif", tiff(focal_series()))
+    store.put("raw/text.tif", b"these are my notes")
+    ingest_here(store)
+    page = store.get(version_prefix("cells", "v1") + REPORT).decode()
+    assert "1 images used, 1 quarantined" in page
+    assert "raw/text.tif" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "validation split is empty" in page
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_ome_zarr_folder_is_one_source(store, tmp_path, version):
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(tmp_path / "stack.zarr", mode="w", zarr_format=version)
+    scales = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [0.5, 0.325, 0.325]}]}]
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    multiscales = [{"version": "0.4" if version == 2 else "0.5", "axes": axes, "datasets": scales}]
+    root.attrs.update(
+        {"multiscales": multiscales} if version == 2 else {"ome": {"version": "0.5", "multiscales": multiscales}}
+    )
+    root.create_array("0", data=focal_series(best=4), chunks=(1, 48, 48))
+    for path in sorted((tmp_path / "stack.zarr").rglob("*")):
+        if path.is_file():
+            store.put(f"raw/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+    (source,) = ingest_here(store).manifest.sources
+    assert source.source == "raw/stack.zarr"
+    assert source.specimen == "stack"
+    assert source.in_focus_plane == pytest.approx(4, abs=0.5)
 
 
 def test_a_plan_is_named_after_its_content_not_its_time(store):

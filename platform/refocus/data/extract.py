@@ -20,6 +20,7 @@ from refocus.focus.plane import InFocusPlane, focus_curve, peak_of
 from refocus.io.microscopy import ImageSource, check_finite, open_image
 from refocus.io.ranged import RangedObject
 from refocus.io.store import ObjectStore
+from refocus.io.zarr import ZarrSource
 from refocus.model.normalisation import Normalisation, estimate
 from refocus.zstack import Acquisition, Modality
 
@@ -61,14 +62,20 @@ def extract_source(store: ObjectStore, source: SourceObject, answers: Answers, s
     rule = answers.rule_for(source.key)
     specimen = answers.specimen_for(source.key)
     extraction = Extraction(source, specimen, split_of(specimen))
-    file = RangedObject(store, source.key, size_bytes=source.size_bytes, etag=source.etag)
-    image = open_image(file, name=source.key, answers=rule.acquisition(), axes=rule.axes)  # type: ignore[arg-type]
+    image = _opened(store, source, rule)
     reader = _Reader(image, extraction, rule, settings)
     extraction.tiles = reader.stack_tiles() if "Z" in image.axes else reader.sharp_tiles()
     first = next(extraction.tiles, None)
     if first is not None:
         extraction.tiles = _rejoined(first, extraction.tiles)
     return extraction
+
+
+def _opened(store: ObjectStore, source: SourceObject, rule: Rule) -> ImageSource:
+    if source.kind == "zarr":
+        return ZarrSource((store, source.key), name=source.key, answers=rule.acquisition(), axes=rule.axes)
+    file: Any = RangedObject(store, source.key, size_bytes=source.size_bytes, etag=source.etag)
+    return open_image(file, name=source.key, answers=rule.acquisition(), axes=rule.axes)
 
 
 def _rejoined(first: Tile, rest: Iterator[Tile]) -> Iterator[Tile]:

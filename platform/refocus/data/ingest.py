@@ -26,14 +26,17 @@ from refocus.data.manifest import (
     SourceSummary,
     WorkUnit,
 )
+from refocus.data.report import quality_report
 from refocus.data.shards import ShardWriter
 from refocus.data.sidecar import SIDECAR_NAME, Answers, Rule, Sidecar
 from refocus.errors import DatasetExists, DatasetIncomplete, InputError, ObjectExists, ObjectMissing
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectInfo, ObjectStore
+from refocus.io.zarr import zarr_roots
 
 RECEIPTS = "receipts/"
 QUARANTINE = "quarantine.jsonl"
+REPORT = "quality.html"
 _IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 Progress = Callable[[int, int, Receipt | None], None]
@@ -65,7 +68,7 @@ def plan_ingest(
     if not images:
         raise DatasetIncomplete(
             f"{store.uri(prefix)} holds {len(objects)} objects but no image to ingest; "
-            f"expected {', '.join(_IMAGE_SUFFIXES)}. Upload images, or name another prefix."
+            f"expected {', '.join(_IMAGE_SUFFIXES)} or OME-Zarr. Upload images, or name another prefix."
         )
     return IngestPlan(
         raw_prefix=prefix,
@@ -168,7 +171,7 @@ def run_units(store: ObjectStore, prefix: str, plan: IngestPlan, *, progress: Pr
 
 
 def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts: list[Receipt]) -> DatasetVersion:
-    """Write the quarantine list and then the manifest, which makes the version exist.
+    """Write the quarantine list, the quality report and then the manifest, which makes the version exist.
 
     Raises
     ------
@@ -188,6 +191,7 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
         sources=tuple(summary for receipt in receipts for summary in receipt.sources),
         quarantined=len(quarantined),
     )
+    store.put(prefix + REPORT, quality_report(store, manifest, quarantined).encode())
     if not manifest.shards:
         reasons = "\n".join(f"  {item.source}: {item.reason}" for item in quarantined[:10])
         raise DatasetIncomplete(f"none of {len(quarantined)} sources could be used:\n{reasons}")
@@ -208,7 +212,15 @@ def _answers(sidecars: dict[str, str], fallback: Rule | None) -> Answers:
 
 
 def _images(objects: list[ObjectInfo]) -> Iterator[SourceObject]:
+    roots = zarr_roots(entry.key for entry in objects)
+    for root in roots:
+        # A Zarr image is many objects: together they are one source, and any change of one is another source.
+        parts = [entry for entry in objects if entry.key.startswith(root + "/")]
+        etag = hashlib.sha256("\n".join(f"{entry.key} {entry.etag}" for entry in parts).encode()).hexdigest()
+        yield SourceObject(key=root, size_bytes=sum(entry.size_bytes for entry in parts), etag=etag, kind="zarr")
     for entry in objects:
+        if any(entry.key.startswith(root + "/") for root in roots):
+            continue
         # `refocus simulate` writes what only it knows beside a series: as a sharp image it would leak between splits.
         if entry.key.lower().endswith(_IMAGE_SUFFIXES) and ".truth." not in entry.key:
             yield SourceObject(key=entry.key, size_bytes=entry.size_bytes, etag=entry.etag)

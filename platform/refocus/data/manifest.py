@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -26,11 +26,12 @@ class _Record(BaseModel):
 
 
 class SourceObject(_Record):
-    """One raw object as the plan saw it."""
+    """One raw image as the plan saw it: an object, or all objects of an OME-Zarr folder."""
 
     key: str
     size_bytes: int
     etag: str
+    kind: Literal["file", "zarr"] = "file"
 
 
 class IngestSettings(_Record):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refocus.data.dataset import DatasetVersion, read_manifest, version_prefix
-from refocus.data.ingest import QUARANTINE, adopt_plan, plan_digest, plan_ingest, run_units, seal
+from refocus.data.ingest import QUARANTINE, REPORT, adopt_plan, plan_digest, plan_ingest, run_units, seal
 from refocus.data.manifest import QuarantinedSource, Receipt
 from refocus.data.sidecar import Rule
 from refocus.data.splits import SPLITS
@@ -64,6 +64,7 @@ def _print_summary(dataset: DatasetVersion, quarantined: list[QuarantinedSource]
                 f"  {source.source}: in focus at plane {source.in_focus_plane:.1f} "
                 f"(confidence {source.focus_confidence or 0:.2f}{flag})"
             )
+    console.print(f"  Quality report: {dataset.uri}/{REPORT}")
     assumed = sum(source.modality_assumed for source in manifest.sources)
     if assumed:
         console.print(
