@@ -77,7 +77,9 @@ def main() -> None:
         package.save(folder / "package")
         for service in options.services:
             if service == "bare":
-                rows += [bare(package, side, options.seconds) for side in options.sizes]
+                for side in options.sizes:
+                    rows.append(bare(package, side, options.seconds))
+                    print(rows[-1], file=sys.stderr, flush=True)
                 continue
             started = time.monotonic()
             with running(service, package, folder, options.peer_python) as url:
