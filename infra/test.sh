@@ -6,4 +6,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-exec python -m pytest "$@"
+# A later -m wins: infra/test.sh -m slow runs the long ones alone.
+exec python -m pytest -m "not slow" "$@"
