@@ -21,7 +21,7 @@ from refocus.registry.promotion import promote as promote_package
 from refocus.registry.records import AliasName
 from refocus.training.report import markdown_table
 from refocus.training.runs import best_checkpoint, fetch_checkpoint, read_run
-from refocus.training.validation import report_on_split
+from refocus.training.validation import calibrated_on_split, report_on_split
 
 
 def promote(
@@ -44,6 +44,10 @@ def promote(
         package = ModelPackage.load(fetch_checkpoint(store, checkpoint, Path(folder)))
     console.print(f"Evaluating step {checkpoint.seal.step} of run {run} ({package.digest[:12]}) on {record.dataset}")
     dataset = DatasetVersion.open(store, record.dataset)
+    rules = GatePolicy.load(policy)
+    if rules.coverage is not None:
+        # Intervals are promised only where they were fitted, on specimens that neither training nor validation uses.
+        package = calibrated_on_split(package, dataset)
     report = report_on_split(package, dataset, quick=quick)
     console.print(markdown_table(report, "psnr_db", package.config.modality), markup=False)
     console.print(markdown_table(report, "ssim", package.config.modality), markup=False)
@@ -53,7 +57,7 @@ def promote(
         catalog,
         package,
         why=reason or f"best checkpoint of run {run}",
-        policy=GatePolicy.load(policy),
+        policy=rules,
         champion_report=_champion_report(catalog, package, dataset, quick),
         alias=alias,
         force=force,
