@@ -107,6 +107,9 @@ class DatasetVersion:
                 + (f" of {' or '.join(modalities)}; it has {', '.join(there) or 'none at all'}." if modalities else ".")
                 + " Ingest more specimens of that modality, or choose another recipe."
             )
+        # The newer reader starts a pool of actors at every pass to read footers; a few shards are read sooner than
+        # those processes have started, and on two cores a pass over a small dataset took a minute of it.
+        ray.data.DataContext.get_current().use_datasource_v2 = False
         bucket = self.store.settings.bucket
         return ray.data.read_parquet(
             [f"{bucket}/{key}" for key in keys], filesystem=self.store.settings.pyarrow_filesystem()
