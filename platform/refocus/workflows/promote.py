@@ -19,7 +19,7 @@ from refocus.registry.gates import GatePolicy
 from refocus.registry.promotion import Promotion
 from refocus.registry.promotion import promote as promote_package
 from refocus.registry.records import AliasName
-from refocus.training.report import markdown_table
+from refocus.training.report import markdown_table, series_table
 from refocus.training.runs import best_checkpoint, fetch_checkpoint, read_run
 from refocus.training.validation import calibrated_on_split, report_on_split
 
@@ -49,8 +49,12 @@ def promote(
         # Intervals are promised only where they were fitted, on specimens that neither training nor validation uses.
         package = calibrated_on_split(package, dataset)
     report = report_on_split(package, dataset, quick=quick)
-    console.print(markdown_table(report, "psnr_db", package.config.modality), markup=False)
-    console.print(markdown_table(report, "ssim", package.config.modality), markup=False)
+    kinds = {measurement.kind for measurement in report.measurements}
+    for metric in ("psnr_db", "ssim"):
+        if "simulated" in kinds:
+            console.print(markdown_table(report, metric, package.config.modality), markup=False)
+        if "focal_series" in kinds:
+            console.print(f"Measured focal series, {metric}:\n{series_table(report, metric)}", markup=False)
     package = replace(package, evaluation=report.model_dump(mode="json"))
     catalog = Catalog(store)
     promotion = promote_package(
