@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from refocus.cli import clear_errors, console
-from refocus.training.evaluation_job import evaluate_and_write
+from refocus.workflows.evaluate import evaluate_and_write
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from refocus.data.tiles import Tile
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.evaluation import EvaluationReport
 from refocus.model.networks import NetworkConfig, build_network
-from refocus.training.evaluation_job import evaluate_and_write
 from refocus.training.validation import evenly, measured_tiles, sharp_images_in, sharp_tiles
+from refocus.workflows.evaluate import evaluate_and_write
 
 
 def tile(specimen, pixels, target=None, **more):

@@ -1,4 +1,4 @@
-"""What ``jobs/evaluate.py`` does: read images, measure, write ``evaluation.json`` and ``evaluation.html``."""
+"""``jobs/evaluate.py``: read images, measure, write ``evaluation.json`` and ``evaluation.html``."""
 
 from __future__ import annotations
 
