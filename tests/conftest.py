@@ -52,13 +52,23 @@ def store_settings(local_store):
 
 
 @pytest.fixture
-def store(store_settings):
-    """An `ObjectStore` in a bucket of this test's own."""
+def store(store_settings) -> Iterator:
+    """An `ObjectStore` in a bucket of this test's own, which goes with the test.
+
+    SeaweedFS keeps volumes for every bucket and has a limited number of them: after a hundred buckets writes fail.
+    """
     from refocus.io.store import ObjectStore
 
     settings = store_settings.model_copy(update={"bucket": f"test-{uuid.uuid4().hex[:12]}"})
-    settings.client().create_bucket(Bucket=settings.bucket)
-    return ObjectStore(settings)
+    client = settings.client()
+    client.create_bucket(Bucket=settings.bucket)
+    made = ObjectStore(settings)
+    try:
+        yield made
+    finally:
+        for entry in list(made.list()):
+            made.delete(entry.key)
+        client.delete_bucket(Bucket=settings.bucket)
 
 
 @pytest.fixture(scope="session")
