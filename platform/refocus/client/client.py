@@ -18,6 +18,7 @@ from refocus.client.retry import RetryPolicy, error_for, pause_before
 from refocus.errors import ConfigurationError, ServiceFailed, UnsupportedImage
 from refocus.wire import headers
 from refocus.wire.codec import decode, encode, from_array, sniff
+from refocus.wire.files import write_whole
 from refocus.wire.image import MEDIA_TYPES, ImageLimits
 
 # What comes back was asked for: the limits guard against garbage, not against size.
@@ -188,12 +189,7 @@ class Client:
             raise UnsupportedImage(f"{target} would be no image that is written; expected .tif, .tiff or .png.")
         body = source.read_bytes()
         response = self._post("/v1/refocus", body, query, accept=accept, content_type=MEDIA_TYPES[sniff(body)])
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            partial.write_bytes(response.content)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(target, response.content)
         return response.headers.get(headers.MODEL_DIGEST, "")
 
     def focus(self, image: npt.NDArray[Any], *, pixel_size_um: float | None = None, **query: Any) -> FocusResult:

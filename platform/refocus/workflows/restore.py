@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from refocus.serving.config import ServingConfig
 from refocus.serving.requests import RestoreRequest
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.wire.codec import decode, output_container
+from refocus.wire.files import write_whole
 from refocus.wire.image import Container, ImageLimits
 from refocus.zstack import Modality
 
@@ -129,12 +129,7 @@ def _in_process(options: Options) -> RestoreFile:
             data = encode_answer(image, answer, container)
         except RefocusError as error:
             raise type(error)(f"{before}: {error}") from error
-        partial = after.with_name(f".{after.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            partial.write_bytes(data)
-            partial.replace(after)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(after, data)
         return answer.digest
 
     return restore
