@@ -30,6 +30,9 @@ from refocus.model.networks import Discriminator, Prediction, RefocusNetwork, bu
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, Pairs
 
+#: So many batches in a row without a finite gradient are no longer a matter of the data.
+PATIENCE_WITH_BATCHES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
@@ -148,6 +151,8 @@ class Trainer:
         self.validation_pairs = PairMaker(config, device=self.device, augment=False)
         self.step = 0
         self.samples_seen = 0
+        self.batches_left_out = 0
+        self._left_out_in_a_row = 0
 
     @property
     def finished(self) -> bool:
@@ -156,6 +161,9 @@ class Trainer:
 
     def run(self, batches: Iterable[TileBatch], *, until_step: int | None = None) -> Iterator[StepMetrics]:
         """Train on `batches`, one optimizer step each, and yield what happened after each.
+
+        A batch whose gradient is not finite is left out and counted in `batches_left_out`: one damaged tile must not
+        end a run of days. Every rank sees the same summed gradient, so all ranks leave out the same batch.
 
         Parameters
         ----------
@@ -171,7 +179,8 @@ class Trainer:
         Raises
         ------
         NonFiniteLoss
-            If loss or gradient is NaN or infinite; weights, averages and optimizer are as before the step.
+            If that happens to `PATIENCE_WITH_BATCHES` batches in a row; weights, averages and optimizer are as
+            before the first of them.
         """
         end = min(self.config.steps, until_step if until_step is not None else self.config.steps)
         if self.step >= end:
@@ -179,7 +188,17 @@ class Trainer:
         waiting_since = time.perf_counter()
         for batch in batches:
             got = time.perf_counter()
-            yield self.train_step(batch, data_wait_s=got - waiting_since)
+            try:
+                metrics = self.train_step(batch, data_wait_s=got - waiting_since)
+            except NonFiniteLoss:
+                self.batches_left_out += 1
+                self._left_out_in_a_row += 1
+                if self._left_out_in_a_row >= PATIENCE_WITH_BATCHES:
+                    raise
+                waiting_since = time.perf_counter()
+                continue
+            self._left_out_in_a_row = 0
+            yield metrics
             if self.step >= end:
                 return
             waiting_since = time.perf_counter()
@@ -199,13 +218,14 @@ class Trainer:
         torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         loss, gradient_norm = float(total.detach()), float(norm)
-        if not (torch.isfinite(total.detach()) and torch.isfinite(norm)):
+        # The gradient is summed over ranks and the loss is not: what every rank must agree on is asked of the gradient.
+        if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteLoss(
                 f"step {self.step + 1}: loss is {loss} and gradient norm {gradient_norm} "
                 f"({', '.join(f'{k} {float(v.detach()):.3g}' for k, v in terms.items())}); tiles in the batch: "
                 f"{batch.index.tolist()}. Weights are as before this step. Look at those tiles, or lower "
-                "learning_rate or clip_norm and resume from the last checkpoint."
+                "learning_rate or clip_norm and start a new run; this one can be resumed as it is."
             )
         self.optimizer.step()
         if self.discriminator is not None:
@@ -263,6 +283,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
             "samples_seen": self.samples_seen,
+            "batches_left_out": self.batches_left_out,
             "network": unwrapped(self.network).state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -299,6 +320,7 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"].cpu())
         self.step = int(state["step"])
         self.samples_seen = int(state["samples_seen"])
+        self.batches_left_out = int(state["batches_left_out"])
 
     def _predict(self, network: Any, image: Tensor) -> Prediction:
         image = image.contiguous(memory_format=torch.channels_last)

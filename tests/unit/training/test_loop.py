@@ -123,6 +123,25 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_tiles() -> None:
     assert trainer.train_step(batch(3)).step == 3
 
 
+def test_a_batch_that_is_not_finite_is_left_out_and_counted_and_four_in_a_row_end_the_run() -> None:
+    def stream(bad: set[int]) -> Iterator[TileBatch]:
+        for number in range(12):
+            one = batch(number)
+            if number in bad:
+                one.pixels[1] = float("nan")
+            yield one
+
+    trainer, undisturbed = Trainer(recipe()), Trainer(recipe())
+    assert [m.step for m in trainer.run(stream({1, 2, 3, 6}))] == [1, 2, 3, 4, 5, 6]
+    assert trainer.batches_left_out == 4
+    list(undisturbed.run(batch(number) for number in (0, 4, 5, 7, 8, 9)))
+    assert torch.equal(weights(trainer), weights(undisturbed))
+
+    stuck = Trainer(recipe())
+    with pytest.raises(NonFiniteLoss, match="step 2:"):
+        list(stuck.run(stream({1, 2, 3, 4})))
+
+
 def test_a_checkpoint_of_another_network_is_refused_by_name() -> None:
     other = Trainer(recipe(network=TINY.model_copy(update={"widths": (8, 16)})))
     with pytest.raises(ModelUnfit, match=r"widths \[8, 16\] there, \[8, 12\] here"):
