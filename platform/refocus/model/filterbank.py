@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor, nn
 
 from refocus.optics.psf import widefield_psf
@@ -24,6 +26,8 @@ _IN_FOCUS_FLOOR = 2.5e-3
 _GRID_PX = 192
 #: Brings changes, a tenth of the image's contrast, to the size of the image.
 GAIN = 6.0
+#: Tiles of one image come in as many widths: at its left rim, inside, at its right rim.
+_SIZES_KEPT = 3
 
 
 class FilterBank(nn.Module):
@@ -52,6 +56,7 @@ class FilterBank(nn.Module):
         else:
             kernels = torch.stack([inverse_filter(radius, half_px, coarse) for radius in radii_px])
         self.register_buffer("kernels", kernels)
+        self._transfers: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Say what each inverse filter would change.
@@ -73,14 +78,29 @@ class FilterBank(nn.Module):
             x = F.avg_pool2d(x.float(), self.coarse) if self.coarse > 1 else x.float()
             batch, _, height, width = x.shape
             reach = self.half_px
-            padded = _mirrored(x, reach)
-            size = (padded.shape[-2], padded.shape[-1])
-            spectrum = torch.fft.rfft2(padded)
-            kernels = F.pad(self.kernels.float(), (0, size[1] - 2 * reach - 1, 0, size[0] - 2 * reach - 1))
-            filtered = spectrum[:, :, None] * torch.fft.rfft2(kernels)
-            whole = torch.fft.irfft2(filtered, s=size)
-            change = GAIN * (whole[..., 2 * reach :, 2 * reach :] - x[:, :, None])
-            return change.reshape(batch, -1, height, width)
+            size = (next_fast_len(height + 2 * reach, True), next_fast_len(width + 2 * reach, True))
+            spectrum = torch.fft.rfft2(_mirrored(x, reach), s=size)
+            change = torch.fft.irfft2(spectrum[:, :, None] * self._transfer(size), s=size)
+            inside = change[..., reach : reach + height, reach : reach + width]
+            return inside.reshape(batch, -1, height, width)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._transfers.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _transfer(self, size: tuple[int, int]) -> Tensor:
+        """`GAIN` times (filter - 1) over an ``rfft2`` grid, shape [filters, ...]; as dear as applying it, so kept."""
+        key = (*size, self.kernels.device)
+        if key not in self._transfers:
+            reach = self.half_px
+            change = GAIN * self.kernels.float()
+            change[:, reach, reach] -= GAIN
+            placed = F.pad(change, (0, size[1] - 2 * reach - 1, 0, size[0] - 2 * reach - 1))
+            while len(self._transfers) >= _SIZES_KEPT:
+                self._transfers.pop(next(iter(self._transfers)), None)
+            self._transfers[key] = torch.fft.rfft2(placed.roll((-reach, -reach), (-2, -1)))
+        return self._transfers[key]
 
 
 @lru_cache(maxsize=256)
@@ -109,6 +129,8 @@ def inverse_filter(radius_px: float, half_px: int, coarse: int = 1) -> Tensor:
 
 def _mirrored(x: Tensor, reach: int) -> Tensor:
     """Mirror all four rims by `reach`; as often as a small image needs, and one pixel is repeated."""
+    if min(x.shape[-2:]) > reach:
+        return F.pad(x, (reach, reach, reach, reach), mode="reflect")
     for axis in (-2, -1):
         size = x.shape[axis]
         place = torch.arange(-reach, size + reach, device=x.device)

@@ -54,6 +54,33 @@ def test_coarse_filters_answer_at_half_resolution_channel_by_channel() -> None:
     torch.testing.assert_close(answer[:, 2:4], bank(x[:, 1:2]), atol=1e-4, rtol=0)  # a transform's rounding
 
 
+def test_filters_that_are_loaded_are_used_at_once() -> None:
+    bank, other = FilterBank((5.0,), half_px=16), FilterBank((12.0,), half_px=16)
+    x = torch.rand(1, 1, 40, 40)
+    before = bank(x)
+    bank.load_state_dict(other.state_dict())
+    assert not torch.allclose(bank(x), before, atol=1e-2)
+    torch.testing.assert_close(bank(x), other(x))
+
+
+def test_an_answer_does_not_depend_on_what_sizes_came_before() -> None:
+    bank = FilterBank((5.0,), half_px=16)
+    x = torch.rand(1, 1, 40, 40)
+    first = bank(x)
+    for side in (33, 50, 64, 96, 41):
+        bank(torch.rand(1, 1, side, side + 3))
+    torch.testing.assert_close(bank(x), first, atol=0, rtol=0)
+
+
+def test_changes_are_the_convolution_with_the_mirrored_image() -> None:
+    bank = FilterBank((3.5, 7.0), half_px=12)
+    x = torch.rand(1, 1, 30, 45)
+    mirrored = torch.nn.functional.pad(x, (12, 12, 12, 12), mode="reflect")
+    # conv2d correlates; the kernels are symmetric only to rounding.
+    filtered = torch.nn.functional.conv2d(mirrored, bank.kernels.flip(-1, -2)[:, None])
+    torch.testing.assert_close(bank(x), GAIN * (filtered - x), atol=2e-4, rtol=0)  # a transform's rounding
+
+
 def test_filters_travel_with_the_weights() -> None:
     assert FilterBank((5.0,)).state_dict()["kernels"].shape == (1, 97, 97)
     with torch.device("meta"):
