@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -161,3 +162,13 @@ def test_pyarrow_tries_again_too(store, faulty):
     filesystem = faulty.settings.pyarrow_filesystem()
     assert pyarrow.parquet.read_table(f"{store.settings.bucket}/t.parquet", filesystem=filesystem).equals(table)
     assert faulty.count(SLOW_DOWN) == 2
+
+
+def test_pyarrow_insists_as_often_after_a_journey_to_another_process(store, faulty):
+    store.put("key", b"x")
+    path = f"{store.settings.bucket}/key"
+    travelled = pickle.loads(pickle.dumps(faulty.settings.pyarrow_filesystem()))
+    faulty.inject(SLOW_DOWN, times=3)
+    # pyarrow's own filesystem forgets what it was told when it is pickled, and then tries three times in all.
+    assert travelled.open_input_stream(path).read() == b"x"
+    assert faulty.count(SLOW_DOWN) == 3

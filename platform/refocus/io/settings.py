@@ -173,21 +173,9 @@ class StoreSettings(BaseModel):
 
     def pyarrow_filesystem(self) -> S3FileSystem:
         """Build the same connection for pyarrow, which does not read AWS_ENDPOINT_URL by itself."""
-        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+        from refocus.io.filesystem import PatientS3FileSystem
 
-        scheme, _, host = (self.endpoint_url or "").rpartition("://")
-        return S3FileSystem(
-            access_key=self.access_key,
-            secret_key=_revealed(self.secret_key),
-            session_token=_revealed(self.session_token),
-            region=self.region,
-            endpoint_override=host.rstrip("/") or None,
-            scheme=scheme or "https",
-            connect_timeout=self.connect_timeout_s,
-            request_timeout=self.read_timeout_s,
-            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=self.attempts),
-            force_virtual_addressing=False,
-        )
+        return PatientS3FileSystem(self)
 
 
 def _revealed(secret: SecretStr | None) -> str | None:
