@@ -274,6 +274,13 @@ class Trainer:
                 result.samples += 1
         return result
 
+    @torch.no_grad()
+    def examples(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (defocused, restored by the averaged weights, in focus) of a batch, on the CPU, for people to see."""
+        pairs = self.validation_pairs(batch)
+        restored = self._predict(self.averaged, pairs.image).image
+        return pairs.image.cpu(), restored.float().cpu(), pairs.target.cpu()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs, on the device it is on; `load_state_dict` takes it back.
 
