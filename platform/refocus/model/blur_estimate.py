@@ -1,0 +1,272 @@
+"""How far out of focus, read off the image's own spectrum: no network, no training, no knowledge of the optics.
+
+Defocus leaves rings of zeros in the power spectrum, whose spacing is the blur. Each rung of
+:mod:`refocus.optics.ladder` is judged by its Whittle likelihood (Whittle 1953): a windowed spectrum P at frequency f
+is exponentially distributed about
+
+    S(f) = A (f^2 + k^2)^(-p / 2) |H(f)|^2 + N,
+
+a falling spectrum of natural images (Ruderman and Bialek 1994) seen through the transfer function H, over white
+noise N. Amplitude A is fitted for each rung, exponent p and knee k are tried on a small grid, N is read beyond
+0.46 cycles per pixel. On 256 px crops of 22 validation images the radius came out 2 to 4% off (median) from 7 to
+35 px of blur; below 2 px sharp and slightly soft images look alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refocus.optics.ladder import FREQUENCIES, RADII_PX, SAMPLINGS, blur_ladder, cycles_per_px
+
+Float32 = npt.NDArray[np.float32]
+
+#: Planes that a blur takes beside an image: radius and sampling.
+BLUR_PLANES = 2
+#: Images are judged in windows of this size, neighbours overlapping by half where they are few.
+WINDOW_PX = 256
+#: Along each axis; larger images are sampled, since defocus changes slowly across a field.
+_MOST_WINDOWS = 24
+_BINS = 256
+_NOISE_BINS = slice(118, 151)
+_FIRST_BIN, _FINE_UP_TO, _COARSE_STEP = 2, 40, 6
+_EXPONENTS = (1.5, 2.0, 2.5, 3.0, 4.0)
+_KNEES = (0.0, 0.02)
+#: A ring of a thousand frequencies is no thousand independent proofs: real spectra are not round.
+_MOST_PROOFS = 40.0
+_NEWTON_STEPS = 6
+#: Where the spectrum does not tell sampling from texture, the usual one: log-normal, in nats at one standard deviation.
+_USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
+#: Neighbouring windows share what they know: rungs are chosen on log-likelihoods smoothed over this many windows.
+_SMOOTHING_WINDOWS = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class BlurEstimate:
+    """Blur of one plane, window by window.
+
+    Attributes
+    ----------
+    radius_px : ndarray, float32, shape [rows, columns]
+        Geometric blur radius at the windows' centres, from 1 px (in focus, as far as a spectrum can tell) up.
+    centres_y_px, centres_x_px : ndarray, float32, shapes [rows], [columns]
+        Where the windows lie in the plane.
+    sampling : float
+        ``pixel size NA / wavelength`` that fits the whole plane best.
+    """
+
+    radius_px: Float32
+    centres_y_px: Float32
+    centres_x_px: Float32
+    sampling: float
+
+    def over(self, rows: slice, columns: slice) -> Float32:
+        """Radius and sampling at each pixel of a window of the plane, float32 [2, h, w]; linear between centres."""
+        y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        across = np.stack([np.interp(x, self.centres_x_px, row) for row in self.radius_px])
+        lower, share = _between(y, self.centres_y_px)
+        upper = np.minimum(lower + 1, len(across) - 1)
+        radius = across[lower] * (1.0 - share)[:, None] + across[upper] * share[:, None]
+        return np.stack([radius, np.full_like(radius, self.sampling)]).astype(np.float32)
+
+
+def estimate_blur(plane: npt.NDArray[np.generic]) -> BlurEstimate:
+    """Estimate the blur of one plane.
+
+    Parameters
+    ----------
+    plane : ndarray, shape [C, Y, X]
+        Any numeric type and unit; colours are averaged. Read window by window: it may be a memory map.
+    """
+    height, width = plane.shape[1:]
+    tops, lefts = _starts(height), _starts(width)
+    rows, columns = min(height, WINDOW_PX), min(width, WINDOW_PX)
+    judged = []
+    for top in tops:
+        windows = [np.asarray(plane[:, top : top + rows, left : left + columns], np.float32).mean(0) for left in lefts]
+        judged.append(rung_costs(torch.from_numpy(np.stack(windows))))
+    costs = torch.stack(judged)
+    sampling = int(costs.sum((0, 1)).amin(1).argmin())
+    chosen = _smoothed(costs[:, :, sampling]).argmin(-1).numpy()
+    return BlurEstimate(
+        np.asarray(RADII_PX, np.float32)[chosen],
+        np.asarray(tops, np.float32) + 0.5 * (rows - 1),
+        np.asarray(lefts, np.float32) + 0.5 * (columns - 1),
+        SAMPLINGS[sampling],
+    )
+
+
+def rung_costs(windows: Tensor) -> Tensor:
+    """Negative log-likelihood of each rung of the ladder, up to a constant of the window.
+
+    Parameters
+    ----------
+    windows : Tensor, float32, shape [B, h, w]
+        In any unit.
+
+    Returns
+    -------
+    Tensor, float32, shape [B, samplings, radii]
+        Zeros where a window is too small or too empty to tell.
+    """
+    shape = (len(SAMPLINGS), len(RADII_PX))
+    side = min(windows.shape[-2:])
+    if side < 32:
+        return windows.new_zeros(len(windows), *shape)
+    with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
+        seen = _spectra(windows.float())
+        rungs, slopes = _rung_tables(side)
+        rungs, slopes = rungs.to(windows.device), slopes.to(windows.device)
+        # [B, P] amplitudes for all rungs at once, [B, rungs, priors], by Newton steps on their logarithm.
+        shapes = rungs.flatten(0, 1)[:, None] * slopes
+        ratio = seen.power[:, None, None]
+        floor = seen.noise[:, None, None, None]
+        weight = seen.proofs
+        low = slice(0, 6)
+        amplitude = (ratio * weight)[..., low].sum(-1) / (shapes * weight)[..., low].sum(-1).clamp_min(1e-20)
+        for _ in range(_NEWTON_STEPS):
+            signal = amplitude[..., None] * shapes
+            expected = signal + floor
+            part = signal / expected
+            weighted = weight * part
+            slope = (weighted * (1.0 - ratio / expected)).sum(-1)
+            curvature = (weighted * part).sum(-1).clamp_min(1e-9)
+            amplitude = amplitude * torch.exp((-slope / curvature).clamp(-1.5, 1.5))
+        expected = amplitude[..., None] * shapes + floor
+        costs = (weight * (expected.log() + ratio / expected)).sum(-1).amin(-1)
+        unusual = (torch.log(torch.tensor(SAMPLINGS) / _USUAL_SAMPLING) / _SAMPLING_SPREAD).square() * _SAMPLING_NATS
+        costs = costs + unusual.to(costs).repeat_interleave(len(RADII_PX))
+        costs = costs - costs.amin(-1, keepdim=True)
+        return torch.where(seen.empty[:, None], 0.0, costs).reshape(-1, *shape)
+
+
+def fitting_blur(images: Tensor, *, costs: Tensor | None = None) -> Tensor:
+    """Radius and sampling that fit each whole image [B, C, H, W] best, or the `costs` of its rungs: [B, 2]."""
+    if costs is None:
+        costs = rung_costs(images.mean(1))
+    best = costs.flatten(1).argmin(1)
+    radii = torch.tensor(RADII_PX, device=images.device)[best % len(RADII_PX)]
+    return torch.stack([radii, torch.tensor(SAMPLINGS, device=images.device)[best // len(RADII_PX)]], 1)
+
+
+def with_blur(images: Tensor, blur: Tensor) -> Tensor:
+    """Append radius and sampling [B, 2] as planes to images [B, C, H, W]."""
+    planes = blur.to(images)[:, :, None, None].expand(-1, -1, *images.shape[-2:])
+    return torch.cat([images, planes], 1)
+
+
+class _Spectra(NamedTuple):
+    """Radial power spectra in units of their largest bin.
+
+    Attributes
+    ----------
+    power : Tensor, shape [B, bins]
+    noise : Tensor, shape [B]
+    proofs : Tensor, shape [bins]
+        Independent observations that a bin counts for.
+    empty : Tensor, bool, shape [B]
+        Nothing there but rounding.
+    """
+
+    power: Tensor
+    noise: Tensor
+    proofs: Tensor
+    empty: Tensor
+
+
+def _spectra(windows: Tensor) -> _Spectra:
+    height, width = windows.shape[-2:]
+    taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
+    taper = (taper / taper.square().mean().sqrt()).to(windows.device)
+    level = (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()
+    power = torch.fft.rfft2((windows - level) * taper).abs().square() / (height * width)
+    bins, counts, groups = _radial_bins(height, width)
+    bins, counts, groups = bins.to(windows.device), counts.to(windows.device), groups.to(windows.device)
+    rings = power.new_zeros(len(windows), 182).index_add_(1, bins, power.flatten(1))[:, : len(counts)]
+    noise = rings[:, _NOISE_BINS].sum(1) / counts[_NOISE_BINS].sum().clamp_min(1.0)
+    count = counts @ groups
+    grouped = (rings @ groups) / count.clamp_min(1.0)
+    unit = grouped.amax(1, keepdim=True).clamp_min(1e-20)
+    # Below a millionth of the level there is rounding, not texture.
+    empty = unit[:, 0] <= 1e-12 * level[:, 0, 0].square()
+    proofs = count / (1.0 + count / _MOST_PROOFS)
+    return _Spectra(grouped / unit, (noise / unit[:, 0]).clamp_min(1e-9), proofs, empty)
+
+
+@lru_cache(maxsize=64)
+def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ring of each frequency, frequencies a ring, and which rings are judged together [rings, bins]."""
+    down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+    ring = ((down[:, None].square() + across.square()).sqrt() * _BINS).round().to(torch.int64).flatten()
+    counts = torch.bincount(ring, minlength=182).float()[: _NOISE_BINS.stop]
+    edges = _edges()
+    groups = torch.zeros(_NOISE_BINS.stop, len(edges) - 1)
+    for number in range(len(edges) - 1):
+        groups[edges[number] : edges[number + 1], number] = 1.0
+    return ring, counts, groups
+
+
+def _edges() -> list[int]:
+    return [*range(_FIRST_BIN, _FINE_UP_TO), *range(_FINE_UP_TO, _NOISE_BINS.start + 1, _COARSE_STEP)]
+
+
+@lru_cache(maxsize=16)
+def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
+    """``|H|^2`` by rung [samplings, radii, bins] and slopes of natural spectra [priors, bins].
+
+    A window smears the spectrum by about its inverse side, which fills the zeros; so does the table.
+    """
+    fine = cycles_per_px()
+    power = blur_ladder().defocused.square().flatten(0, 1)
+    step = 0.5 / (FREQUENCIES - 1)
+    sigma = 0.7 / side_px / step
+    reach = max(1, math.ceil(3 * sigma))
+    offset = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offset / sigma).square())
+    mirrored = F.pad(power[:, None], (reach, reach), mode="reflect")
+    smeared = F.conv1d(mirrored, (kernel / kernel.sum())[None, None])[:, 0]
+    edges = torch.tensor(_edges(), dtype=torch.float32)
+    centres = 0.5 * (edges[:-1] + edges[1:] - 1.0) / _BINS
+    # A coarse bin sees the mean over its width.
+    spread = (edges[1:] - edges[:-1] - 1.0) / _BINS
+    samples = torch.stack([centres + spread * share for share in (-0.4, -0.2, 0.0, 0.2, 0.4)])
+    index = (samples / (fine[1] - fine[0])).round().to(torch.int64).clamp(max=FREQUENCIES - 1)
+    table = smeared[:, index].mean(1).reshape(len(SAMPLINGS), len(RADII_PX), -1)
+    slopes = torch.stack(
+        [(centres.square() + knee**2) ** (-exponent / 2) for exponent in _EXPONENTS for knee in _KNEES]
+    )
+    return table, slopes / slopes[:, :1]
+
+
+def _starts(size: int) -> list[int]:
+    """First pixels of the windows along one axis."""
+    if size <= WINDOW_PX:
+        return [0]
+    count = min(_MOST_WINDOWS, max(2, round(2 * size / WINDOW_PX) - 1))
+    return [int(start) for start in np.linspace(0, size - WINDOW_PX, count).round()]
+
+
+def _smoothed(costs: Tensor) -> Tensor:
+    """Gaussian sums over neighbouring windows of [rows, columns, radii]."""
+    for axis in (0, 1):
+        place = torch.arange(costs.shape[axis], dtype=torch.float32)
+        weights = torch.exp(-0.5 * ((place[:, None] - place) / _SMOOTHING_WINDOWS).square())
+        costs = torch.tensordot(weights, costs, dims=([1], [axis])).movedim(0, axis)
+    return costs
+
+
+def _between(at: npt.NDArray[np.int64], centres: Float32) -> tuple[npt.NDArray[np.int64], Float32]:
+    """Index of the centre at or before each position, and the share of the next one."""
+    if len(centres) == 1:
+        return np.zeros(len(at), np.int64), np.zeros(len(at), np.float32)
+    lower = np.clip(np.searchsorted(centres, at, side="right") - 1, 0, len(centres) - 2)
+    share = (at - centres[lower]) / (centres[lower + 1] - centres[lower])
+    return lower, np.clip(share, 0.0, 1.0).astype(np.float32)

@@ -1,0 +1,156 @@
+"""Inverse filters for the blur that an image's spectrum betrays: what physics already knows, handed to a network.
+
+A short-trained network has no inverse filter of 100 px across and would spend most of its training on finding one.
+Each filter here is the Wiener inverse of one rung of :mod:`refocus.optics.ladder` against one level of noise; a network
+sees the answers beside the image and learns which to believe where, and to remove their noise and ringing. Filters are
+local (windowed), linear and keep the light.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refocus.optics.formation import mirrored
+from refocus.optics.ladder import FREQUENCIES, RADII_PX, SAMPLINGS, blur_ladder, cycles_per_px
+from refocus.optics.psf import fast_fft_length
+
+#: How far light may have come from: filters end here.
+REACH_PX = 128
+#: Brings changes, a tenth of the image's contrast, to the size of the image.
+GAIN = 6.0
+_IN_FOCUS_FLOOR = 2.5e-3
+_GRID_PX = 320
+
+
+class InverseFilters(nn.Module):
+    """Filters each image by the inverses of its own blur.
+
+    Parameters
+    ----------
+    noise_levels : tuple of (floor, slope_px)
+        What stands against the blur in each filter's denominator, ``floor (1 + (slope f)^2)`` with f in cycles per
+        pixel: natural images fall off about as fast as the second term rises.
+    """
+
+    gains: Tensor
+
+    def __init__(self, noise_levels: tuple[tuple[float, float], ...]) -> None:
+        super().__init__()
+        shape = (len(SAMPLINGS), len(RADII_PX), len(noise_levels), FREQUENCIES)
+        # Kept with the weights: what a network was trained on must not change under it.
+        if torch.get_default_device().type == "meta":
+            gains = torch.empty(shape)
+        else:
+            gains = torch.stack([inverse_gains(*level) for level in noise_levels], dim=2)
+        self.register_buffer("gains", gains)
+
+    def forward(self, x: Tensor, blur: Tensor) -> Tensor:
+        """Say what each inverse filter would change.
+
+        Changes rather than images: those would all be nearly the input, and features that repeat one another are
+        slow to learn from.
+
+        Parameters
+        ----------
+        x : Tensor, shape [B, C, H, W]
+        blur : Tensor, shape [B, 2, H, W]
+            Geometric blur radius in pixels, and sampling (see :mod:`refocus.optics.ladder`), which is read at the
+            corner. Radii between two rungs get both filters' answers in proportion; below the first, less of its.
+
+        Returns
+        -------
+        Tensor, float32, shape [B, C * levels, H, W]
+            `GAIN` times the filtered image less the image.
+        """
+        with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+            rung = _rungs(blur[:, 0].float())
+            nearest = (blur[:, 1, 0, 0, None].float() - torch.tensor(SAMPLINGS, device=x.device)).abs().argmin(1)
+            lowest = rung.flatten(1).amin(1).floor().to(torch.int64)
+            highest = rung.flatten(1).amax(1).ceil().to(torch.int64)
+            # The only look at an accelerator's memory, once a batch.
+            plan = torch.stack([nearest, lowest, highest], 1).tolist()
+            return torch.stack([self._filtered(x[b].float(), rung[b], *plan[b]) for b in range(len(x))])
+
+    def _filtered(self, image: Tensor, rung: Tensor, sampling: int, lowest: int, highest: int) -> Tensor:
+        """Changes of one image [C, H, W] by the rungs that it has: [C * levels, H, W]."""
+        channels, height, width = image.shape
+        size = (fast_fft_length(height + 2 * REACH_PX), fast_fft_length(width + 2 * REACH_PX))
+        spectrum = torch.fft.rfft2(_continued(image, size))
+        lower, share = _places(size, image.device)
+        change = image.new_zeros(channels, self.gains.shape[2], height, width)
+        for number in range(lowest, highest + 1):
+            # Rung -1 is no filter at all.
+            if number < 0:
+                continue
+            weight = (1.0 - (rung - number).abs()).clamp_min(0.0)
+            for level, gain in enumerate(self.gains[sampling, number]):
+                shaped = torch.lerp(gain[lower], gain[lower + 1], share)
+                whole = torch.fft.irfft2(_scaled(spectrum, shaped), s=size)
+                kept = whole[..., REACH_PX : REACH_PX + height, REACH_PX : REACH_PX + width]
+                change[:, level].addcmul_(kept - image, weight, value=GAIN)
+        return change.flatten(0, 1)
+
+
+@lru_cache(maxsize=16)
+def inverse_gains(floor: float, slope_px: float) -> Tensor:
+    """Windowed Wiener inverses of all rungs relative to focus, float32, shape [samplings, radii, FREQUENCIES].
+
+    ``G / (G^2 + floor (1 + (slope f)^2))`` with G the ratio of defocused to in-focus transfer functions. The window
+    ends the filter at `REACH_PX`; frequency 0 passes unchanged.
+    """
+    ladder, fine = blur_ladder(), cycles_per_px()
+    focused = ladder.in_focus[:, None]
+    ratio = ladder.defocused * focused / (focused.square() + _IN_FOCUS_FLOOR)
+    inverse = ratio / (ratio.square() + floor * (1.0 + (slope_px * fine).square()))
+    inverse = (inverse / inverse[..., :1]).flatten(0, 1)
+    cycles = torch.fft.fftfreq(_GRID_PX)
+    across = torch.fft.rfftfreq(_GRID_PX)
+    position = ((cycles[:, None].square() + across.square()).sqrt() / (fine[1] - fine[0])).clamp(max=FREQUENCIES - 1)
+    lower = position.floor().to(torch.int64).clamp(max=FREQUENCIES - 2)
+    share = position - lower
+    place = torch.fft.fftfreq(_GRID_PX, 1.0 / _GRID_PX)
+    away = ((place[:, None].square() + place.square()).sqrt() / REACH_PX).clamp(max=1.0)
+    window = (0.5 + 0.5 * torch.cos(math.pi * away)).sqrt()
+    gains = []
+    for row in inverse:
+        kernel = torch.fft.irfft2(torch.lerp(row[lower], row[lower + 1], share), s=(_GRID_PX, _GRID_PX)) * window
+        # The projection of a round kernel has its radial spectrum (projection-slice theorem).
+        line = F.pad(torch.fft.fftshift(kernel.sum(0)), (FREQUENCIES - 1 - _GRID_PX // 2,) * 2)
+        spectrum = torch.fft.rfft(torch.fft.ifftshift(line)).real
+        gains.append(spectrum / spectrum[0])
+    return torch.stack(gains).reshape(len(SAMPLINGS), len(RADII_PX), FREQUENCIES)
+
+
+def _rungs(radius_px: Tensor) -> Tensor:
+    """Position on the ladder; from -1, no filter, at 0 px in a straight line to 0 at the first rung."""
+    step = math.log(RADII_PX[1] / RADII_PX[0])
+    climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / step
+    return torch.where(radius_px < RADII_PX[0], radius_px / RADII_PX[0] - 1.0, climbed).clamp(max=len(RADII_PX) - 1)
+
+
+@lru_cache(maxsize=8)
+def _places(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each frequency of a transform lies among the gains' columns: the one below, and the share of the next."""
+    down = torch.fft.fftfreq(size[0], device=device)
+    across = torch.fft.rfftfreq(size[1], device=device)
+    position = (down[:, None].square() + across.square()).sqrt() * (2.0 * (FREQUENCIES - 1))
+    position = position.clamp(max=FREQUENCIES - 1)
+    lower = position.floor().clamp(max=FREQUENCIES - 2)
+    return lower.to(torch.int64), position - lower
+
+
+def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
+    """Complex times real without first making the real factor complex, as the plain product does."""
+    return torch.view_as_complex(torch.view_as_real(spectrum) * gain[..., None])
+
+
+def _continued(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Continue [C, H, W] by reflection to `size`, `REACH_PX` of it in front."""
+    for axis, wanted in zip((-2, -1), size, strict=True):
+        image = image.index_select(axis, mirrored(image.shape[axis], wanted, REACH_PX, image.device))
+    return image

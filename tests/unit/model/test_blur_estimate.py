@@ -1,0 +1,86 @@
+"""The blur that a spectrum betrays: right on known blurs, harmless where there is nothing to read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from skimage import data as skimage_data
+
+from refocus.model.blur_estimate import WINDOW_PX, estimate_blur, fitting_blur, rung_costs, with_blur
+from refocus.optics.ladder import RADII_PX, SAMPLINGS
+from refocus.optics.psf import widefield_psf
+from refocus.optics.settings import OpticalSystem
+
+SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
+
+
+def _blurred(sharp: np.ndarray, radius_px: float, photons: float = 1000.0) -> np.ndarray:
+    """Blur [Y, X] with the wave-optical PSF and count photons."""
+    image = torch.from_numpy(sharp / sharp.max())
+    psf = widefield_psf(SYSTEM, torch.tensor([SYSTEM.defocus_um_for(radius_px)]), size_px=192)[0]
+    psf = torch.nn.functional.pad(psf, (0, image.shape[1] - 192, 0, image.shape[0] - 192))
+    psf = torch.roll(psf, (-96, -96), (0, 1))
+    seen = torch.fft.irfft2(torch.fft.rfft2(image) * torch.fft.rfft2(psf), s=image.shape).clamp_min(0.0)
+    counts = torch.poisson(seen * photons, generator=torch.Generator().manual_seed(1))
+    return counts.numpy()
+
+
+def _textures() -> list[np.ndarray]:
+    return [
+        skimage_data.camera().astype(np.float32),
+        skimage_data.brick().astype(np.float32),
+        skimage_data.coins().astype(np.float32)[:256, :256],
+    ]
+
+
+@pytest.mark.parametrize("radius_px", [5.0, 9.0, 14.0, 21.0, 30.0])
+def test_radius_of_a_known_blur_is_found(radius_px: float) -> None:
+    found = [float(np.median(estimate_blur(_blurred(t, radius_px)[None]).radius_px)) for t in _textures()]
+    # Rungs are 6% apart; the median of three pictures of cameramen, bricks and coins stays within two of them.
+    assert abs(np.log(np.median(found) / radius_px)) < 0.12, found
+
+
+def test_units_offset_and_type_change_nothing() -> None:
+    counts = _blurred(_textures()[0], 14.0)
+    plain = estimate_blur(counts[None])
+    scaled = estimate_blur((counts * 7 + 300).astype(np.uint16)[None])
+    np.testing.assert_array_equal(plain.radius_px, scaled.radius_px)
+
+
+def test_a_blur_that_changes_across_the_field_is_followed() -> None:
+    texture = np.tile(_textures()[1], (1, 2))
+    left, right = _blurred(texture, 8.0), _blurred(texture, 20.0)
+    field = np.concatenate([left[:, :512], right[:, 512:]], axis=1)
+    over = estimate_blur(field[None]).over(slice(0, 512), slice(0, 1024))[0]
+    assert over.shape == (512, 1024)
+    assert abs(np.log(np.median(over[:, :200]) / 8.0)) < 0.2  # neighbouring windows share what they know
+    assert abs(np.log(np.median(over[:, -200:]) / 20.0)) < 0.2
+
+
+def test_windows_agree_with_the_whole_map() -> None:
+    estimate = estimate_blur(np.random.default_rng(0).random((1, 600, 900)))
+    whole = estimate.over(slice(0, 600), slice(0, 900))
+    np.testing.assert_array_equal(whole[:, 100:300, 450:800], estimate.over(slice(100, 300), slice(450, 800)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (17, 300), (31, 31), (WINDOW_PX + 1, WINDOW_PX - 1)])
+def test_any_size_gets_some_answer_on_the_ladder(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).random((1, *shape))
+    over = estimate_blur(image).over(slice(0, shape[0]), slice(0, shape[1]))
+    assert over.shape == (2, *shape)
+    assert RADII_PX[0] - 1e-4 <= over[0].min() <= over[0].max() <= RADII_PX[-1] + 1e-3
+    assert over[1].flat[0] == pytest.approx(min(SAMPLINGS, key=lambda q: abs(q - over[1].flat[0])))
+
+
+def test_a_constant_says_in_focus() -> None:
+    assert estimate_blur(np.full((1, 300, 300), 5)).radius_px.max() == RADII_PX[0]
+
+
+def test_batches_are_judged_one_by_one() -> None:
+    images = torch.stack([torch.from_numpy(_blurred(_textures()[0], r)[:160, :160]) for r in (6.0, 18.0)])[:, None]
+    together = fitting_blur(images)
+    torch.testing.assert_close(together[1:], fitting_blur(images[1:]))
+    assert together[0, 0] < together[1, 0]
+    assert rung_costs(images[:, 0]).shape == (2, len(SAMPLINGS), len(RADII_PX))
+    assert with_blur(images, together).shape == (2, 3, 160, 160)
