@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from refocus.model.blur_estimate import BLUR_PLANES, fitting_blur, with_blur
 from refocus.model.filterbank import FilterBank
+from refocus.model.inverse_filters import InverseFilters
 
 Architecture = Literal["residual_unet", "nafnet", "deep_r"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -50,6 +52,9 @@ class NetworkConfig(BaseModel):
     fine_filters_px, coarse_filters_px : tuple of float
         Blur radii whose inverse filters (:mod:`refocus.model.filterbank`) the U-Nets see beside the image, at full and
         at half resolution. Needs an `unshuffle` of 2.
+    noise_levels : tuple of (floor, slope_px)
+        Noise that each inverse filter (:mod:`refocus.model.inverse_filters`) for the image's own estimated blur reckons
+        with; the U-Nets see what they would change beside the image, and the blur itself. Needs an `unshuffle` of 2.
     sharp_guard_px : (low, high) or None
         Where the predicted blur radius is below `low` the image is left alone, above `high` it is changed in full, with
         a smooth step between: what is in focus already should pass untouched. It has no weights.
@@ -71,6 +76,7 @@ class NetworkConfig(BaseModel):
     unshuffle: Literal[1, 2, 4] = 2
     fine_filters_px: tuple[PositiveFloat, ...] = ()
     coarse_filters_px: tuple[PositiveFloat, ...] = ()
+    noise_levels: tuple[tuple[PositiveFloat, PositiveFloat], ...] = ()
     sharp_guard_px: tuple[PositiveFloat, PositiveFloat] | None = None
 
     @model_validator(mode="after")
@@ -81,7 +87,8 @@ class NetworkConfig(BaseModel):
                 f"widths names {len(self.widths)} levels, encoder_blocks {len(self.encoder_blocks)} and decoder_blocks "
                 f"{len(self.decoder_blocks)}; both need one entry fewer than widths, and at least one."
             )
-        if (self.fine_filters_px or self.coarse_filters_px) and (self.unshuffle != 2 or self.architecture == "deep_r"):
+        filtered = self.fine_filters_px or self.coarse_filters_px or self.noise_levels
+        if filtered and (self.unshuffle != 2 or self.architecture == "deep_r"):
             raise ValueError("inverse filters enter U-Nets with an unshuffle of 2 alone, not this one.")
         if self.sharp_guard_px is not None and self.sharp_guard_px[0] >= self.sharp_guard_px[1]:
             raise ValueError(f"sharp_guard_px is {self.sharp_guard_px}; expected low < high.")
@@ -176,7 +183,7 @@ class _Heads(nn.Module):
         self.unshuffle = config.unshuffle
         self.guard = config.sharp_guard_px
         self.answers = 2 * config.channels * config.unshuffle**2
-        filters = len(config.fine_filters_px) + len(config.coarse_filters_px)
+        filters = len(config.fine_filters_px) + len(config.coarse_filters_px) + len(config.noise_levels)
         self.pixels = nn.Conv2d(config.widths[0], self.answers + filters, 3, padding=1)
         nn.init.zeros_(self.pixels.weight)
         assert self.pixels.bias is not None
@@ -222,7 +229,10 @@ class _UNet(nn.Module):
         block = NafBlock if config.architecture == "nafnet" else ResidualBlock
         widths = config.widths
         seen = config.channels * (4 * len(config.fine_filters_px) + len(config.coarse_filters_px))
+        if config.noise_levels:
+            seen += 4 * config.channels * len(config.noise_levels) + BLUR_PLANES
         self.entrance = nn.Conv2d(config.channels * config.unshuffle**2 + seen, widths[0], 3, padding=1)
+        self.filters = InverseFilters(config.noise_levels) if config.noise_levels else None
         self.fine_filters = FilterBank(config.fine_filters_px) if config.fine_filters_px else None
         self.coarse_filters = FilterBank(config.coarse_filters_px, coarse=2) if config.coarse_filters_px else None
         self.encoders = nn.ModuleList()
@@ -239,9 +249,10 @@ class _UNet(nn.Module):
         self.middle = nn.Sequential(*[block(widths[-1]) for _ in range(config.middle_blocks)])
         self.heads = _Heads(config)
 
-    def forward(self, padded: Tensor) -> Prediction:
+    def forward(self, given: Tensor) -> Prediction:
+        padded, blur = given[:, : self.config.channels], given[:, self.config.channels :]
         image = F.pixel_unshuffle(padded, self.config.unshuffle)
-        changes, features = self._filtered(padded)
+        changes, features = self._filtered(padded, blur)
         x = self.entrance(torch.cat([image, *features], 1).contiguous(memory_format=torch.channels_last))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
@@ -253,10 +264,14 @@ class _UNet(nn.Module):
             x = decoder(F.pixel_shuffle(up(x), 2) + skip)
         return self.heads(x, bottom, padded, changes)
 
-    def _filtered(self, padded: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _filtered(self, padded: Tensor, blur: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Change that each filter proposes, [B, C, h, w], and all of them as features at half resolution."""
         changes: list[Tensor] = []
         features: list[Tensor] = []
+        if self.filters is not None:
+            proposed = self.filters(padded, blur)
+            features += [F.pixel_unshuffle(proposed, 2), blur_features(blur[..., ::2, ::2])]
+            changes += proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
         if self.fine_filters is not None:
             fine = self.fine_filters(padded)
             features.append(F.pixel_unshuffle(fine, 2))
@@ -266,6 +281,12 @@ class _UNet(nn.Module):
             features.append(coarse)
             changes += coarse.unflatten(1, (padded.shape[1], -1)).unbind(2)
         return changes, features
+
+
+def blur_features(blur: Tensor) -> Tensor:
+    """Radius and sampling of [B, 2, h, w] brought to the size of other features."""
+    radius, sampling = blur[:, :1].float(), blur[:, 1:].float()
+    return torch.cat([torch.log1p(radius) - 2.0, 4.0 * (sampling - 0.4)], 1)
 
 
 class _DeepRLevel(nn.Module):
@@ -333,7 +354,10 @@ class RefocusNetwork(nn.Module):
 
         Parameters
         ----------
-        x : Tensor, float, shape [B, C, H, W]
+        x : Tensor, float, shape [B, C, H, W] or [B, C + 2, H, W]
+            Networks with inverse filters take geometric blur radius and sampling as two last planes
+            (:meth:`refocus.model.blur_estimate.BlurEstimate.over`); where those are missing they are estimated from
+            `x` itself, once for each image of the batch.
 
         Returns
         -------
@@ -342,6 +366,8 @@ class RefocusNetwork(nn.Module):
             ceil(W / stride).
         """
         height, width = x.shape[-2:]
+        if self.config.noise_levels and x.shape[1] == self.config.channels:
+            x = with_blur(x, fitting_blur(x))
         prediction: Prediction = self.trunk(pad_to_multiple(x, self.config.stride_px))
         if (height, width) == prediction.image.shape[-2:]:
             return prediction

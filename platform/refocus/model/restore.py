@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
+from refocus.model.blur_estimate import estimate_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import Prediction
 from refocus.model.normalisation import Normalisation, estimate
@@ -103,7 +104,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def predict(self, batch: Tensor) -> Prediction:
-        """Run the network on normalised tiles, float32 [B, C, H, W]; the answer lies on the device."""
+        """Run the network on normalised tiles, float32 [B, C (+ 2), H, W]; the answer lies on the device."""
         batch = batch.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             prediction: Prediction = self.network(batch)
@@ -166,10 +167,12 @@ class LoadedModel:
             pixels[...] = plane
             return blur
         repeated = channels // plane.shape[0]
+        blurred = estimate_blur(plane) if self.package.config.network.noise_levels else None
 
         def read(window: Window) -> Float32:
             normalised = constants.apply(plane[(slice(None), *window)])
-            return np.repeat(normalised, repeated, axis=0) if repeated > 1 else normalised
+            normalised = np.repeat(normalised, repeated, axis=0) if repeated > 1 else normalised
+            return normalised if blurred is None else np.concatenate([normalised, blurred.over(*window)])
 
         grid = TileGrid(height, width, stride_px=stride, tile_px=self.tile_px, halo_px=self.halo_px)
         for band in run_tiled(

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from refocus.data.batches import TileBatch
 from refocus.errors import ModelUnfit, NonFiniteLoss
 from refocus.model import losses
+from refocus.model.blur_estimate import with_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import Discriminator, Prediction, RefocusNetwork, build_network
 from refocus.training.config import TrainingConfig
@@ -212,7 +213,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        prediction = self._predict(self.forward, pairs.image)
+        prediction = self._predict(self.forward, pairs)
         total, terms = self._loss(prediction, pairs)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
@@ -254,10 +255,10 @@ class Trainer:
         result = ValidationSums(sums=dict.fromkeys(ValidationSums.NAMES, 0.0))
         for batch in batches:
             pairs = self.validation_pairs(batch)
-            prediction = self._predict(self.averaged, pairs.image)
+            prediction = self._predict(self.averaged, pairs)
             for row in range(len(batch)):
                 one = Prediction(*(field[row : row + 1] for field in prediction))
-                pair = Pairs(*(getattr(pairs, n)[row : row + 1] for n in ("image", "target", "blur_radius_px")))
+                pair = pairs.row(row)
                 total, _ = self._loss(one, pair, adversarial=False)
                 known = bool(pair.blur_radius_px.isfinite().all())
                 values = {
@@ -278,7 +279,7 @@ class Trainer:
     def examples(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return (defocused, restored by the averaged weights, in focus) of a batch, on the CPU, for people to see."""
         pairs = self.validation_pairs(batch)
-        restored = self._predict(self.averaged, pairs.image).image
+        restored = self._predict(self.averaged, pairs).image
         return pairs.image.cpu(), restored.float().cpu(), pairs.target.cpu()
 
     def state_dict(self) -> dict[str, Any]:
@@ -329,7 +330,9 @@ class Trainer:
         self.samples_seen = int(state["samples_seen"])
         self.batches_left_out = int(state["batches_left_out"])
 
-    def _predict(self, network: Any, image: Tensor) -> Prediction:
+    def _predict(self, network: Any, pairs: Pairs) -> Prediction:
+        blur = pairs.estimated_blur
+        image = pairs.image if blur is None else with_blur(pairs.image, blur)
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return network(image)

@@ -7,7 +7,7 @@ worker that draws it changes it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,14 @@ from torch import Tensor
 
 from refocus.data.batches import TileBatch
 from refocus.errors import ConfigurationError
+from refocus.model.blur_estimate import fitting_blur, rung_costs
+from refocus.optics.ladder import RADII_PX
 from refocus.training.config import TrainingConfig
 
 _MASK = 2**64 - 1
+_HINT = 0x2545F4914F6CDD1D
+#: Relative error of a told radius, as large as estimates have on whole images.
+_ESTIMATE_ERROR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,21 @@ class Pairs:
         Defocused and in focus, in one normalisation.
     blur_radius_px : Tensor, shape [B]
         At the crop's centre; NaN where unknown.
+    estimated_blur : Tensor, shape [B, 2], or None
+        Radius and sampling as the image's spectrum tells them (:mod:`refocus.model.blur_estimate`), for networks that
+        see them.
     """
 
     image: Tensor
     target: Tensor
     blur_radius_px: Tensor
+    estimated_blur: Tensor | None = None
+
+    def row(self, number: int) -> Pairs:
+        """One pair as a batch of one."""
+        one = slice(number, number + 1)
+        blur = None if self.estimated_blur is None else self.estimated_blur[one]
+        return Pairs(self.image[one], self.target[one], self.blur_radius_px[one], blur)
 
 
 class PairMaker:
@@ -96,7 +111,10 @@ class PairMaker:
             zooms.append(zoom)
         zoomed = torch.tensor(zooms, device=self.device)
         image, in_focus, blur = self._defocused(batch, is_sharp, pixels, target, seeds, zoomed)
-        return self._renormalised(image, in_focus, blur, draws.to(self.device))
+        pairs = self._renormalised(image, in_focus, blur, draws.to(self.device))
+        if not self.config.network.noise_levels:
+            return pairs
+        return replace(pairs, estimated_blur=self._estimated_blur(pairs, seeds))
 
     def _zoom(self, draw: float) -> float:
         low, high = self.config.zoom
@@ -137,12 +155,35 @@ class PairMaker:
         pixel_size = batch.pixel_size_um / zoom
         for rows in sizes.values():
             at = torch.tensor(rows)
+            # Tiles come in units of their image's bright percentile, which the exposure follows.
             made = self.defocus(
-                torch.stack([pixels[row] for row in rows]), seeds=seeds[at], pixel_size_um=pixel_size[at]
+                torch.stack([pixels[row] for row in rows]),
+                seeds=seeds[at],
+                pixel_size_um=pixel_size[at],
+                peak=torch.ones(len(rows)),
             )
             image[at], in_focus[at] = made.image, made.in_focus
             blur[at] = made.blur_radius_px.to(blur.dtype)
         return image, in_focus, blur
+
+    def _estimated_blur(self, pairs: Pairs, seeds: Tensor) -> Tensor:
+        """Estimate as `restore` does; in training half of the samples get an estimate near the truth.
+
+        Crops are smaller than the windows that whole images are judged by: their estimates alone would teach a network
+        to trust too little.
+        """
+        costs = rung_costs(pairs.image.mean(1))
+        if self.augment:
+            chance = torch.stack(
+                [torch.rand(2, generator=torch.Generator().manual_seed(int(s) ^ _HINT)) for s in seeds]
+            )
+            chance = chance.to(self.device)
+            error = torch.special.ndtri(chance[:, 1].clamp(0.01, 0.99)) * _ESTIMATE_ERROR
+            rungs = torch.tensor(RADII_PX, device=self.device)
+            near = torch.log(rungs / (pairs.blur_radius_px.clamp_min(1.0) * error.exp())[:, None]).square()
+            told = (chance[:, 0] < 0.5) & pairs.blur_radius_px.isfinite()
+            costs = costs + torch.where(told[:, None], 1e6 * near, 0.0)[:, None]
+        return fitting_blur(pairs.image, costs=costs)
 
     def _renormalised(self, image: Tensor, target: Tensor, blur: Tensor, draws: Tensor) -> Pairs:
         """Give crops the scales and offsets that crops of whole images have.
