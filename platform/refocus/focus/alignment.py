@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -77,14 +77,45 @@ def shift_between(plane: Image, target: Image) -> Shift:
             f"planes of shapes {plane.shape} and {target.shape} cannot be aligned; expected two grey planes (Y, X) of "
             f"one shape, at least {_SMALLEST_PX} x {_SMALLEST_PX}."
         )
-    bins = max(1, min(plane.shape) // _ENOUGH_PX)
-    moving, fixed = _binned(plane, bins), _binned(target, bins)
+    bins = binning(*plane.shape)
+    return shift_of_binned(binned(plane, bins), binned(target, bins), bins)
+
+
+def binning(height_px: int, width_px: int) -> int:
+    """How many pixels a side are summed before shifts are measured: no more are needed for those of a whole plane."""
+    return max(1, min(height_px, width_px) // _ENOUGH_PX)
+
+
+def binned(image: Image, bins: int) -> npt.NDArray[np.float32]:
+    """Return the means of blocks of ``bins x bins`` pixels, less what is left over at the far rims."""
+    height, width = (length // bins * bins for length in image.shape)
+    whole = image[:height, :width]
+    if bins == 1:
+        return whole.astype(np.float32)
+    # Rows first, then strided columns: ten times as fast as one mean over both axes of blocks.
+    rows = whole.reshape(height // bins, bins, width).sum(axis=1, dtype=np.float32)
+    for column in range(1, bins):
+        rows[:, ::bins] += rows[:, column::bins]
+    return rows[:, ::bins] / np.float32(bins**2)
+
+
+def shift_of_binned(moving: npt.NDArray[np.float32], fixed: npt.NDArray[np.float32], bins: int) -> Shift:
+    """Measure as `shift_between`, in pixels of the planes that `moving` and `fixed` were binned from.
+
+    Raises
+    ------
+    InputError
+        If a pixel is NaN.
+    """
     if not (np.isfinite(moving.sum()) and np.isfinite(fixed.sum())):
         raise InputError("a plane to be aligned holds NaN or infinite pixels; expected finite intensities.")
     whole, at, residual = np.zeros(2, int), np.zeros(2), 1.0
+    step = whole
+    pair = _spectra(moving, fixed)
     for number in range(_ROUNDS):
-        # Each round looks at the part that both planes hold by then, so that the window favours no shift.
-        pair = _spectra(*_overlap(moving, fixed, whole))
+        if np.any(step):
+            # Each round looks at the part that both planes hold by then, so that the window favours no shift.
+            pair = _spectra(*_overlap(moving, fixed, whole))
         if not np.any(pair.cross):
             return Shift(0.0, 0.0, 1.0)
         before = whole + at
@@ -123,8 +154,21 @@ def shifts_along(planes: Iterable[Image], target: int) -> list[Shift]:
         if before is not None:
             steps.append(shift_between(before, plane))
         before = plane
-    if before is None or not 0 <= target <= len(steps):
-        raise InputError(f"there is no plane {target} among {len(steps) + (before is not None)} to align to.")
+    if before is None:
+        raise InputError("there is no plane to align.")
+    return shifts_onto(steps, target)
+
+
+def shifts_onto(steps: Sequence[Shift], target: int) -> list[Shift]:
+    """Add up the steps of each plane onto the next one to the shift of each plane onto plane `target`.
+
+    Raises
+    ------
+    InputError
+        If there is no such plane.
+    """
+    if not 0 <= target <= len(steps):
+        raise InputError(f"there is no plane {target} among {len(steps) + 1} to align to.")
     found = [Shift(0.0, 0.0, 0.0)] * (len(steps) + 1)
     for z in range(target - 1, -1, -1):
         onward, step = found[z + 1], steps[z]
@@ -213,12 +257,6 @@ def _band(height: int, width: int) -> _Band:
     window = signal.windows.tukey(height, 0.5)[:, None] * signal.windows.tukey(width, 0.5)[None, :]
     ring = (np.hypot(y, x) * min(height, width) / _RING_CYCLES).astype(np.intp)
     return _Band(shape, window.astype(np.float32), inside, y, x, ring, np.where(x > 0, 2.0, 1.0))
-
-
-def _binned(image: Image, bins: int) -> Image:
-    height, width = (length // bins * bins for length in image.shape)
-    blocks = image[:height, :width].reshape(height // bins, bins, width // bins, bins)
-    return blocks.mean(axis=(1, 3), dtype=np.float32) if bins > 1 else image.astype(np.float32)
 
 
 def _overlap(moving: Image, fixed: Image, whole: npt.NDArray[np.int_]) -> tuple[Image, Image]:
