@@ -25,26 +25,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refocus.optics.ladder import FREQUENCIES, RADII_PX, SAMPLINGS, blur_ladder, cycles_per_px
+from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
 
 Float32 = npt.NDArray[np.float32]
 
-#: Planes that a blur takes beside an image: radius and sampling.
+#: Planes that a blur takes beside an image: radius and number of the profile.
 BLUR_PLANES = 2
 #: Images are judged in windows of this size, neighbours overlapping by half where they are few.
 WINDOW_PX = 256
 #: Along each axis; larger images are sampled, since defocus changes slowly across a field.
 _MOST_WINDOWS = 24
+#: Along each axis, for the choice of the profile, which is the same everywhere.
+_WINDOWS_FOR_PROFILE = 3
 _BINS = 256
 _NOISE_BINS = slice(118, 151)
 _FIRST_BIN, _FINE_UP_TO, _COARSE_STEP = 2, 40, 6
-_EXPONENTS = (1.5, 2.0, 2.5, 3.0, 4.0)
+_EXPONENTS = (1.5, 2.2, 3.0, 4.0)
 _KNEES = (0.0, 0.02)
 #: A ring of a thousand frequencies is no thousand independent proofs: real spectra are not round.
 _MOST_PROOFS = 40.0
 _NEWTON_STEPS = 6
-#: Where the spectrum does not tell sampling from texture, the usual one: log-normal, in nats at one standard deviation.
+#: Where the spectrum does not tell the profile from texture, the usual one: in nats, log-normal in the sampling.
 _USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
+_APERTURE_NATS = {0.4: 4.0, 0.75: 0.0}
 #: Neighbouring windows share what they know: rungs are chosen on log-likelihoods smoothed over this many windows.
 _SMOOTHING_WINDOWS = 0.75
 
@@ -59,23 +62,23 @@ class BlurEstimate:
         Geometric blur radius at the windows' centres, from 1 px (in focus, as far as a spectrum can tell) up.
     centres_y_px, centres_x_px : ndarray, float32, shapes [rows], [columns]
         Where the windows lie in the plane.
-    sampling : float
-        ``pixel size NA / wavelength`` that fits the whole plane best.
+    profile : int
+        Number of the profile in :data:`refocus.optics.ladder.PROFILES` that fits the whole plane best.
     """
 
     radius_px: Float32
     centres_y_px: Float32
     centres_x_px: Float32
-    sampling: float
+    profile: int
 
     def over(self, rows: slice, columns: slice) -> Float32:
-        """Radius and sampling at each pixel of a window of the plane, float32 [2, h, w]; linear between centres."""
+        """Radius and profile at each pixel of a window of the plane, float32 [2, h, w]; linear between centres."""
         y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         across = np.stack([np.interp(x, self.centres_x_px, row) for row in self.radius_px])
         lower, share = _between(y, self.centres_y_px)
         upper = np.minimum(lower + 1, len(across) - 1)
         radius = across[lower] * (1.0 - share)[:, None] + across[upper] * share[:, None]
-        return np.stack([radius, np.full_like(radius, self.sampling)]).astype(np.float32)
+        return np.stack([radius, np.full_like(radius, self.profile)]).astype(np.float32)
 
 
 def estimate_blur(plane: npt.NDArray[np.generic]) -> BlurEstimate:
@@ -87,37 +90,44 @@ def estimate_blur(plane: npt.NDArray[np.generic]) -> BlurEstimate:
         Any numeric type and unit; colours are averaged. Read window by window: it may be a memory map.
     """
     height, width = plane.shape[1:]
-    tops, lefts = _starts(height), _starts(width)
     rows, columns = min(height, WINDOW_PX), min(width, WINDOW_PX)
-    judged = []
-    for top in tops:
-        windows = [np.asarray(plane[:, top : top + rows, left : left + columns], np.float32).mean(0) for left in lefts]
-        judged.append(rung_costs(torch.from_numpy(np.stack(windows))))
-    costs = torch.stack(judged)
-    sampling = int(costs.sum((0, 1)).amin(1).argmin())
-    chosen = _smoothed(costs[:, :, sampling]).argmin(-1).numpy()
+
+    def judged(tops: list[int], lefts: list[int], profile: int | None) -> Tensor:
+        """Costs of windows, [rows, columns, profiles, radii]; a row of windows is in memory at a time."""
+        bands = []
+        for top in tops:
+            windows = [np.asarray(plane[:, top : top + rows, x : x + columns], np.float32).mean(0) for x in lefts]
+            bands.append(rung_costs(torch.from_numpy(np.stack(windows)), profile=profile))
+        return torch.stack(bands)
+
+    few = [_starts(size, _WINDOWS_FOR_PROFILE) for size in (height, width)]
+    profile = int(judged(*few, None).amin(-1).sum((0, 1)).argmin())
+    tops, lefts = (_starts(size, _MOST_WINDOWS) for size in (height, width))
+    chosen = _smoothed(judged(tops, lefts, profile)[:, :, 0]).argmin(-1).numpy()
     return BlurEstimate(
         np.asarray(RADII_PX, np.float32)[chosen],
         np.asarray(tops, np.float32) + 0.5 * (rows - 1),
         np.asarray(lefts, np.float32) + 0.5 * (columns - 1),
-        SAMPLINGS[sampling],
+        profile,
     )
 
 
-def rung_costs(windows: Tensor) -> Tensor:
+def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
     """Negative log-likelihood of each rung of the ladder, up to a constant of the window.
 
     Parameters
     ----------
     windows : Tensor, float32, shape [B, h, w]
         In any unit.
+    profile : int, optional
+        The only one to judge.
 
     Returns
     -------
-    Tensor, float32, shape [B, samplings, radii]
+    Tensor, float32, shape [B, profiles, radii]
         Zeros where a window is too small or too empty to tell.
     """
-    shape = (len(SAMPLINGS), len(RADII_PX))
+    shape = (len(PROFILES) if profile is None else 1, len(RADII_PX))
     side = min(windows.shape[-2:])
     if side < 32:
         return windows.new_zeros(len(windows), *shape)
@@ -125,7 +135,8 @@ def rung_costs(windows: Tensor) -> Tensor:
         seen = _spectra(windows.float())
         rungs, slopes = _rung_tables(side)
         rungs, slopes = rungs.to(windows.device), slopes.to(windows.device)
-        # [B, P] amplitudes for all rungs at once, [B, rungs, priors], by Newton steps on their logarithm.
+        rungs = rungs if profile is None else rungs[profile : profile + 1]
+        # Amplitudes for all rungs at once, [B, rungs, priors], by Newton steps on their logarithm.
         shapes = rungs.flatten(0, 1)[:, None] * slopes
         ratio = seen.power[:, None, None]
         floor = seen.noise[:, None, None, None]
@@ -142,23 +153,23 @@ def rung_costs(windows: Tensor) -> Tensor:
             amplitude = amplitude * torch.exp((-slope / curvature).clamp(-1.5, 1.5))
         expected = amplitude[..., None] * shapes + floor
         costs = (weight * (expected.log() + ratio / expected)).sum(-1).amin(-1)
-        unusual = (torch.log(torch.tensor(SAMPLINGS) / _USUAL_SAMPLING) / _SAMPLING_SPREAD).square() * _SAMPLING_NATS
-        costs = costs + unusual.to(costs).repeat_interleave(len(RADII_PX))
+        if profile is None:
+            costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
         costs = costs - costs.amin(-1, keepdim=True)
         return torch.where(seen.empty[:, None], 0.0, costs).reshape(-1, *shape)
 
 
 def fitting_blur(images: Tensor, *, costs: Tensor | None = None) -> Tensor:
-    """Radius and sampling that fit each whole image [B, C, H, W] best, or the `costs` of its rungs: [B, 2]."""
+    """Radius and profile that fit each whole image [B, C, H, W] best, or the `costs` of its rungs: [B, 2]."""
     if costs is None:
         costs = rung_costs(images.mean(1))
     best = costs.flatten(1).argmin(1)
     radii = torch.tensor(RADII_PX, device=images.device)[best % len(RADII_PX)]
-    return torch.stack([radii, torch.tensor(SAMPLINGS, device=images.device)[best // len(RADII_PX)]], 1)
+    return torch.stack([radii, (best // len(RADII_PX)).to(radii)], 1)
 
 
 def with_blur(images: Tensor, blur: Tensor) -> Tensor:
-    """Append radius and sampling [B, 2] as planes to images [B, C, H, W]."""
+    """Append radius and profile [B, 2] as planes to images [B, C, H, W]."""
     planes = blur.to(images)[:, :, None, None].expand(-1, -1, *images.shape[-2:])
     return torch.cat([images, planes], 1)
 
@@ -220,7 +231,7 @@ def _edges() -> list[int]:
 
 @lru_cache(maxsize=16)
 def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
-    """``|H|^2`` by rung [samplings, radii, bins] and slopes of natural spectra [priors, bins].
+    """``|H|^2`` by rung [profiles, radii, bins] and slopes of natural spectra [priors, bins].
 
     A window smears the spectrum by about its inverse side, which fills the zeros; so does the table.
     """
@@ -239,18 +250,29 @@ def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
     spread = (edges[1:] - edges[:-1] - 1.0) / _BINS
     samples = torch.stack([centres + spread * share for share in (-0.4, -0.2, 0.0, 0.2, 0.4)])
     index = (samples / (fine[1] - fine[0])).round().to(torch.int64).clamp(max=FREQUENCIES - 1)
-    table = smeared[:, index].mean(1).reshape(len(SAMPLINGS), len(RADII_PX), -1)
+    table = smeared[:, index].mean(1).reshape(len(PROFILES), len(RADII_PX), -1)
     slopes = torch.stack(
         [(centres.square() + knee**2) ** (-exponent / 2) for exponent in _EXPONENTS for knee in _KNEES]
     )
     return table, slopes / slopes[:, :1]
 
 
-def _starts(size: int) -> list[int]:
+def _unusual() -> Tensor:
+    """What each profile must make up for by its fit, in nats."""
+    return torch.tensor(
+        [
+            _SAMPLING_NATS * (math.log(profile.sampling / _USUAL_SAMPLING) / _SAMPLING_SPREAD) ** 2
+            + _APERTURE_NATS[profile.numerical_aperture]
+            for profile in PROFILES
+        ]
+    )
+
+
+def _starts(size: int, most: int) -> list[int]:
     """First pixels of the windows along one axis."""
     if size <= WINDOW_PX:
         return [0]
-    count = min(_MOST_WINDOWS, max(2, round(2 * size / WINDOW_PX) - 1))
+    count = min(most, max(2, round(1.5 * size / WINDOW_PX)))
     return [int(start) for start in np.linspace(0, size - WINDOW_PX, count).round()]
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refocus.optics.formation import mirrored
-from refocus.optics.ladder import FREQUENCIES, RADII_PX, SAMPLINGS, blur_ladder, cycles_per_px
+from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
 from refocus.optics.psf import fast_fft_length
 
 #: How far light may have come from: filters end here.
@@ -41,7 +41,7 @@ class InverseFilters(nn.Module):
 
     def __init__(self, noise_levels: tuple[tuple[float, float], ...]) -> None:
         super().__init__()
-        shape = (len(SAMPLINGS), len(RADII_PX), len(noise_levels), FREQUENCIES)
+        shape = (len(PROFILES), len(RADII_PX), len(noise_levels), FREQUENCIES)
         # Kept with the weights: what a network was trained on must not change under it.
         if torch.get_default_device().type == "meta":
             gains = torch.empty(shape)
@@ -59,8 +59,8 @@ class InverseFilters(nn.Module):
         ----------
         x : Tensor, shape [B, C, H, W]
         blur : Tensor, shape [B, 2, H, W]
-            Geometric blur radius in pixels, and sampling (see :mod:`refocus.optics.ladder`), which is read at the
-            corner. Radii between two rungs get both filters' answers in proportion; below the first, less of its.
+            Geometric blur radius in pixels, and number of the profile (see :mod:`refocus.optics.ladder`), which is read
+            at the corner. Radii between two rungs get both filters' answers in proportion; below the first, less of its.
 
         Returns
         -------
@@ -69,14 +69,14 @@ class InverseFilters(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             rung = _rungs(blur[:, 0].float())
-            nearest = (blur[:, 1, 0, 0, None].float() - torch.tensor(SAMPLINGS, device=x.device)).abs().argmin(1)
+            profile = blur[:, 1, 0, 0].round().to(torch.int64)
             lowest = rung.flatten(1).amin(1).floor().to(torch.int64)
             highest = rung.flatten(1).amax(1).ceil().to(torch.int64)
             # The only look at an accelerator's memory, once a batch.
-            plan = torch.stack([nearest, lowest, highest], 1).tolist()
+            plan = torch.stack([profile, lowest, highest], 1).tolist()
             return torch.stack([self._filtered(x[b].float(), rung[b], *plan[b]) for b in range(len(x))])
 
-    def _filtered(self, image: Tensor, rung: Tensor, sampling: int, lowest: int, highest: int) -> Tensor:
+    def _filtered(self, image: Tensor, rung: Tensor, profile: int, lowest: int, highest: int) -> Tensor:
         """Changes of one image [C, H, W] by the rungs that it has: [C * levels, H, W]."""
         channels, height, width = image.shape
         size = (fast_fft_length(height + 2 * REACH_PX), fast_fft_length(width + 2 * REACH_PX))
@@ -88,7 +88,7 @@ class InverseFilters(nn.Module):
             if number < 0:
                 continue
             weight = (1.0 - (rung - number).abs()).clamp_min(0.0)
-            for level, gain in enumerate(self.gains[sampling, number]):
+            for level, gain in enumerate(self.gains[profile, number]):
                 shaped = torch.lerp(gain[lower], gain[lower + 1], share)
                 whole = torch.fft.irfft2(_scaled(spectrum, shaped), s=size)
                 kept = whole[..., REACH_PX : REACH_PX + height, REACH_PX : REACH_PX + width]
@@ -98,7 +98,7 @@ class InverseFilters(nn.Module):
 
 @lru_cache(maxsize=16)
 def inverse_gains(floor: float, slope_px: float) -> Tensor:
-    """Windowed Wiener inverses of all rungs relative to focus, float32, shape [samplings, radii, FREQUENCIES].
+    """Windowed Wiener inverses of all rungs relative to focus, float32, shape [profiles, radii, FREQUENCIES].
 
     ``G / (G^2 + floor (1 + (slope f)^2))`` with G the ratio of defocused to in-focus transfer functions. The window
     ends the filter at `REACH_PX`; frequency 0 passes unchanged.
@@ -123,7 +123,7 @@ def inverse_gains(floor: float, slope_px: float) -> Tensor:
         line = F.pad(torch.fft.fftshift(kernel.sum(0)), (FREQUENCIES - 1 - _GRID_PX // 2,) * 2)
         spectrum = torch.fft.rfft(torch.fft.ifftshift(line)).real
         gains.append(spectrum / spectrum[0])
-    return torch.stack(gains).reshape(len(SAMPLINGS), len(RADII_PX), FREQUENCIES)
+    return torch.stack(gains).reshape(len(PROFILES), len(RADII_PX), FREQUENCIES)
 
 
 def _rungs(radius_px: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from refocus.model.blur_estimate import BLUR_PLANES, fitting_blur, with_blur
 from refocus.model.filterbank import FilterBank
 from refocus.model.inverse_filters import InverseFilters
+from refocus.optics.ladder import PROFILES
 
 Architecture = Literal["residual_unet", "nafnet", "deep_r"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -285,8 +286,9 @@ class _UNet(nn.Module):
 
 def blur_features(blur: Tensor) -> Tensor:
     """Radius and sampling of [B, 2, h, w] brought to the size of other features."""
-    radius, sampling = blur[:, :1].float(), blur[:, 1:].float()
-    return torch.cat([torch.log1p(radius) - 2.0, 4.0 * (sampling - 0.4)], 1)
+    samplings = torch.tensor([profile.sampling for profile in PROFILES], device=blur.device)
+    sampling = samplings[blur[:, 1:].round().to(torch.int64)]
+    return torch.cat([torch.log1p(blur[:, :1].float()) - 2.0, 4.0 * (sampling - 0.4)], 1)
 
 
 class _DeepRLevel(nn.Module):
@@ -355,7 +357,7 @@ class RefocusNetwork(nn.Module):
         Parameters
         ----------
         x : Tensor, float, shape [B, C, H, W] or [B, C + 2, H, W]
-            Networks with inverse filters take geometric blur radius and sampling as two last planes
+            Networks with inverse filters take geometric blur radius and profile as two last planes
             (:meth:`refocus.model.blur_estimate.BlurEstimate.over`); where those are missing they are estimated from
             `x` itself, once for each image of the batch.
 

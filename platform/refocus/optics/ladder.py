@@ -1,8 +1,9 @@
-"""A ladder of blurs: transfer functions for every geometric radius and sampling that an image may have.
+"""A ladder of blurs: transfer functions for every geometric radius and objective that an image may have.
 
-Seen from the pixels, a defocused objective has two numbers: the geometric radius of its blur, which sets where the
-transfer function's zeros lie, and how finely the pixels sample its resolution, which bends them. Whoever does not
-know the optics of an image can climb this ladder and look which rung fits.
+Seen from the pixels, a defocused objective has three numbers: the geometric radius of its blur, which sets where the
+transfer function's zeros lie; how finely the pixels sample its resolution, which bends them; and its aperture, since
+steep rays spread light unevenly over the disc. Whoever does not know the optics of an image can climb this ladder for
+each profile and look which rung fits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,21 +21,39 @@ from refocus.optics.transfer import RoundTransfer, interpolate
 
 #: Geometric blur radii. A rung serves 3% around it; an inverse filter that is 7% off loses under half a decibel.
 RADII_PX: tuple[float, ...] = tuple(1.0 * 1.06**rung for rung in range(64))
-#: ``pixel size NA / wavelength``: 0.25 samples the cutoff exactly, 0.46 is a 20x 0.75 objective on 6.5 um pixels.
-SAMPLINGS: tuple[float, ...] = (0.18, 0.26, 0.36, 0.48, 0.66)
 FREQUENCIES = 513
-_APERTURE, _WAVELENGTH_UM = 0.75, 0.525
+_WAVELENGTH_UM = 0.525
+
+
+class Profile(NamedTuple):
+    """What bends an objective's transfer function, whatever its blur.
+
+    Attributes
+    ----------
+    sampling : float
+        ``pixel size NA / wavelength``: 0.25 samples the cutoff exactly, 0.46 is a 20x 0.75 objective on 6.5 um pixels.
+    numerical_aperture : float
+        Dry.
+    """
+
+    sampling: float
+    numerical_aperture: float
+
+
+PROFILES: tuple[Profile, ...] = tuple(
+    Profile(sampling, aperture) for aperture in (0.4, 0.75) for sampling in (0.18, 0.27, 0.4, 0.6)
+)
 
 
 @dataclass(frozen=True, slots=True)
 class BlurLadder:
-    """Transfer functions of a dry objective, from frequency 0 to Nyquist.
+    """Transfer functions of dry objectives, from frequency 0 to Nyquist.
 
     Attributes
     ----------
-    defocused : Tensor, float32, shape [samplings, radii, FREQUENCIES]
-        By :data:`SAMPLINGS`, :data:`RADII_PX` and frequencies from 0 to 0.5 cycles per pixel.
-    in_focus : Tensor, float32, shape [samplings, FREQUENCIES]
+    defocused : Tensor, float32, shape [profiles, radii, FREQUENCIES]
+        By :data:`PROFILES`, :data:`RADII_PX` and frequencies from 0 to 0.5 cycles per pixel.
+    in_focus : Tensor, float32, shape [profiles, FREQUENCIES]
     """
 
     defocused: Tensor
@@ -48,13 +68,16 @@ def cycles_per_px() -> Tensor:
 @lru_cache(maxsize=1)
 def blur_ladder() -> BlurLadder:
     """Compute the ladder once a process; takes a fraction of a second."""
-    tables = RoundTransfer.reaching(2.0 * math.pi * SAMPLINGS[-1] * RADII_PX[-1])
+    tables = RoundTransfer.reaching(2.0 * math.pi * max(p.sampling for p in PROFILES) * RADII_PX[-1])
     squared = tables.pupil_rho_squared
-    cosine = (1.0 - squared * _APERTURE**2).sqrt()
     defocused, in_focus = [], []
-    for sampling in SAMPLINGS:
-        pixel_um = sampling * _WAVELENGTH_UM / _APERTURE
-        system = OpticalSystem(numerical_aperture=_APERTURE, wavelength_um=_WAVELENGTH_UM, pixel_size_um=pixel_um)
+    for sampling, aperture in PROFILES:
+        system = OpticalSystem(
+            numerical_aperture=aperture,
+            wavelength_um=_WAVELENGTH_UM,
+            pixel_size_um=sampling * _WAVELENGTH_UM / aperture,
+        )
+        cosine = (1.0 - squared * aperture**2).sqrt()
         z_um = torch.tensor([0.0, *(system.defocus_um_for(radius) for radius in RADII_PX)])
         waves = z_um[:, None] * (cosine - 1.0) / _WAVELENGTH_UM
         transfer = tables(torch.ones_like(waves), waves)

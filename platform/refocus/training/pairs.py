@@ -36,7 +36,7 @@ class Pairs:
     blur_radius_px : Tensor, shape [B]
         At the crop's centre; NaN where unknown.
     estimated_blur : Tensor, shape [B, 2], or None
-        Radius and sampling as the image's spectrum tells them (:mod:`refocus.model.blur_estimate`), for networks that
+        Radius and profile as the image's spectrum tells them (:mod:`refocus.model.blur_estimate`), for networks that
         see them.
     """
 

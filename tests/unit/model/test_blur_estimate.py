@@ -8,17 +8,20 @@ import torch
 from skimage import data as skimage_data
 
 from refocus.model.blur_estimate import WINDOW_PX, estimate_blur, fitting_blur, rung_costs, with_blur
-from refocus.optics.ladder import RADII_PX, SAMPLINGS
+from refocus.optics.ladder import PROFILES, RADII_PX
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
 
 SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
+LOW_APERTURE = OpticalSystem(numerical_aperture=0.4, wavelength_um=0.525, pixel_size_um=0.5)
 
 
-def _blurred(sharp: np.ndarray, radius_px: float, photons: float = 1000.0) -> np.ndarray:
+def _blurred(
+    sharp: np.ndarray, radius_px: float, photons: float = 1000.0, system: OpticalSystem = SYSTEM
+) -> np.ndarray:
     """Blur [Y, X] with the wave-optical PSF and count photons."""
     image = torch.from_numpy(sharp / sharp.max())
-    psf = widefield_psf(SYSTEM, torch.tensor([SYSTEM.defocus_um_for(radius_px)]), size_px=192)[0]
+    psf = widefield_psf(system, torch.tensor([system.defocus_um_for(radius_px)]), size_px=192)[0]
     psf = torch.nn.functional.pad(psf, (0, image.shape[1] - 192, 0, image.shape[0] - 192))
     psf = torch.roll(psf, (-96, -96), (0, 1))
     seen = torch.fft.irfft2(torch.fft.rfft2(image) * torch.fft.rfft2(psf), s=image.shape).clamp_min(0.0)
@@ -34,9 +37,11 @@ def _textures() -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("radius_px", [5.0, 9.0, 14.0, 21.0, 30.0])
-def test_radius_of_a_known_blur_is_found(radius_px: float) -> None:
-    found = [float(np.median(estimate_blur(_blurred(t, radius_px)[None]).radius_px)) for t in _textures()]
+@pytest.mark.parametrize("system", [SYSTEM, LOW_APERTURE])
+@pytest.mark.parametrize("radius_px", [7.0, 9.0, 14.0, 21.0, 30.0])
+def test_radius_of_a_known_blur_is_found(radius_px: float, system: OpticalSystem) -> None:
+    seen = [_blurred(texture, radius_px, system=system)[None] for texture in _textures()]
+    found = [float(np.median(estimate_blur(image).radius_px)) for image in seen]
     # Rungs are 6% apart; the median of three pictures of cameramen, bricks and coins stays within two of them.
     assert abs(np.log(np.median(found) / radius_px)) < 0.12, found
 
@@ -70,7 +75,7 @@ def test_any_size_gets_some_answer_on_the_ladder(shape: tuple[int, int]) -> None
     over = estimate_blur(image).over(slice(0, shape[0]), slice(0, shape[1]))
     assert over.shape == (2, *shape)
     assert RADII_PX[0] - 1e-4 <= over[0].min() <= over[0].max() <= RADII_PX[-1] + 1e-3
-    assert over[1].flat[0] == pytest.approx(min(SAMPLINGS, key=lambda q: abs(q - over[1].flat[0])))
+    assert over[1].flat[0] in range(len(PROFILES))
 
 
 def test_a_constant_says_in_focus() -> None:
@@ -82,5 +87,5 @@ def test_batches_are_judged_one_by_one() -> None:
     together = fitting_blur(images)
     torch.testing.assert_close(together[1:], fitting_blur(images[1:]))
     assert together[0, 0] < together[1, 0]
-    assert rung_costs(images[:, 0]).shape == (2, len(SAMPLINGS), len(RADII_PX))
+    assert rung_costs(images[:, 0]).shape == (2, len(PROFILES), len(RADII_PX))
     assert with_blur(images, together).shape == (2, 3, 160, 160)

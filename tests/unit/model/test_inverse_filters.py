@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from refocus.model.inverse_filters import GAIN, REACH_PX, InverseFilters, inverse_gains
-from refocus.optics.ladder import FREQUENCIES, RADII_PX, SAMPLINGS
+from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, Profile
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
 
@@ -15,7 +15,7 @@ LEVELS = ((3e-4, 60.0), (1.2e-2, 20.0))
 
 def _blur_planes(radius_px: float, height: int, width: int) -> torch.Tensor:
     planes = torch.full((1, 2, height, width), radius_px)
-    planes[:, 1] = 0.48
+    planes[:, 1] = PROFILES.index(Profile(0.4, 0.75))
     return planes
 
 
@@ -44,7 +44,7 @@ def test_the_filter_for_a_blur_undoes_most_of_it() -> None:
 
 def test_every_filter_keeps_the_light() -> None:
     gains = inverse_gains(*LEVELS[0])
-    assert gains.shape == (len(SAMPLINGS), len(RADII_PX), FREQUENCIES)
+    assert gains.shape == (len(PROFILES), len(RADII_PX), FREQUENCIES)
     torch.testing.assert_close(gains[..., 0], torch.ones(gains.shape[:2]), atol=0, rtol=0)
 
 
