@@ -100,8 +100,8 @@ def estimate_blur(plane: npt.NDArray[np.generic]) -> BlurEstimate:
             bands.append(rung_costs(torch.from_numpy(np.stack(windows)), profile=profile))
         return torch.stack(bands)
 
-    few = [_starts(size, _WINDOWS_FOR_PROFILE) for size in (height, width)]
-    profile = int(judged(*few, None).amin(-1).sum((0, 1)).argmin())
+    top, left = (_starts(size, _WINDOWS_FOR_PROFILE) for size in (height, width))
+    profile = int(judged(top, left, None).amin(-1).sum((0, 1)).argmin())
     tops, lefts = (_starts(size, _MOST_WINDOWS) for size in (height, width))
     chosen = _smoothed(judged(tops, lefts, profile)[:, :, 0]).argmin(-1).numpy()
     return BlurEstimate(

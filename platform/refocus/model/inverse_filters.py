@@ -60,7 +60,7 @@ class InverseFilters(nn.Module):
         x : Tensor, shape [B, C, H, W]
         blur : Tensor, shape [B, 2, H, W]
             Geometric blur radius in pixels, and number of the profile (see :mod:`refocus.optics.ladder`), which is read
-            at the corner. Radii between two rungs get both filters' answers in proportion; below the first, less of its.
+            at the corner. Radii between two rungs get both filters' answers in proportion; below the first, less of it.
 
         Returns
         -------
