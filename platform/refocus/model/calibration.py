@@ -3,7 +3,11 @@
 Split conformal prediction (Papadopoulos et al. 2002; Angelopoulos and Bates, "A Gentle Introduction to Conformal
 Prediction", 2021): on images that no training has seen, each pixel's error over its predicted scale is a score, and the
 interval is the 90% quantile of the scores times the scale. Errors far from focus are of another kind than near it, so
-there is one quantile for each band of the *predicted* blur, which is known when the image is restored.
+there is one factor for each band of the *predicted* blur, which is known when the image is restored.
+
+Quantiles of those bands would not cover evenly over the *true* depth: where a prediction saturates, the deepest images
+share a band with shallower ones and are covered too little (84% at 10 um, 94% in focus). Factors are therefore
+balanced: moved together until each true depth of the calibration images is covered alike.
 
 What it promises: 90% of pixels on average over specimens that are exchangeable with those of the calibration. What it
 does not: 90% in every image, or for microscopes unlike any of them. Coverage is therefore measured and published.
@@ -19,6 +23,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import optimize, special
 
 from refocus.errors import InputError
 
@@ -27,6 +32,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 #: Of a Laplace distribution, which the scale head is trained for: 90% lie within ln(10) scales.
 LAPLACE_FACTOR_90 = math.log(10.0)
+_STEP = 0.15
+_EVENNESS = 1e-3
 
 
 class Calibration(BaseModel):
@@ -152,21 +159,26 @@ class CalibrationSample:
         Predicted, in the same unit.
     blur_radius_px : ndarray, shape (N,)
         Predicted at each pixel.
+    true_blur_px : float or None
+        Of the whole image, where it is known.
     """
 
     specimen: str
     error: Values
     scale: Values
     blur_radius_px: Values
+    true_blur_px: float | None = None
 
 
 def fit_calibration(samples: Iterable[CalibrationSample], *, level: float = 0.9, bands: int = 8) -> Calibration:
     """Find the factor of each band of predicted blur.
 
-    Bands hold equal numbers of pixels. Within a band every specimen weighs the same, however many of its pixels fell
-    into it: specimens are exchangeable, pixels of one specimen are not. The textbook's finite-sample correction,
+    Bands hold equal numbers of pixels. Everywhere each specimen weighs the same, however many of its pixels are there:
+    specimens are exchangeable, pixels of one specimen are not. The textbook's finite-sample correction,
     ``ceil((n + 1) level) / n``, is for one score a specimen and a promise on each new one; here a share of pixels is
-    promised on average, so the plain quantile is taken and its coverage is measured on specimens left out.
+    promised on average, so it is left out, and coverage is measured on specimens left out.
+
+    Where the true blur is known, factors start at their band's quantile and are balanced over true depths.
 
     Raises
     ------
@@ -191,13 +203,47 @@ def fit_calibration(samples: Iterable[CalibrationSample], *, level: float = 0.9,
         inside = band == index
         centre = round(float(np.median(blur[inside])), 4)
         factor_at.setdefault(centre, max(_weighted_quantile(score[inside], owner[inside], level), 1e-6))
+    centres, factors = np.array(list(factor_at)), np.array(list(factor_at.values()))
+    depths = [s.true_blur_px for s in kept]
+    known = [depth for depth in depths if depth is not None]
+    if len(known) == len(depths) and len(factors) > 1:
+        depth = np.concatenate([np.full(s.error.shape, round(d, 3)) for s, d in zip(kept, known, strict=True)])
+        factors = _balanced(centres, factors, score, blur, owner, depth, level)
     return Calibration(
         level=level,
-        blur_radius_px=tuple(factor_at),
-        factor=tuple(round(factor, 6) for factor in factor_at.values()),
+        blur_radius_px=tuple(float(c) for c in centres),
+        factor=tuple(round(float(factor), 6) for factor in factors),
         specimens=len(specimens),
         pixels=len(score),
     )
+
+
+def _balanced(
+    centres: Values, factors: Values, score: Values, blur: Values, owner: Values, depth: Values, level: float
+) -> Values:
+    """Move factors until the coverage of each true depth is `level`: least squares over depths.
+
+    Coverage is a step in the factor; a logistic step of `_STEP` in its logarithm has a slope to follow. A small penalty
+    on differences between neighbours decides where depths alone do not.
+    """
+    hats = np.stack([np.interp(blur, centres, one) for one in np.eye(len(centres))], axis=1)
+    logarithm = np.log(np.maximum(score, 1e-4))
+    group = np.unique(depth, return_inverse=True)[1]
+    of_specimen = np.unique(group * (owner.max() + 1) + owner, return_inverse=True)[1]
+    weight = 1.0 / np.bincount(of_specimen)[of_specimen]
+    weight /= np.bincount(group, weight)[group]
+    difference = np.diff(np.eye(len(centres)), axis=0)
+
+    def miss(log_factors: Values) -> tuple[float, Values]:
+        inside = special.expit((hats @ log_factors - logarithm) / _STEP)
+        gap = np.bincount(group, weight * inside) - level
+        slope = 2 * gap[group] * weight * inside * (1 - inside) / _STEP
+        step = difference @ log_factors
+        value = float(gap @ gap + _EVENNESS * step @ step)
+        return value, hats.T @ slope + 2 * _EVENNESS * difference.T @ step
+
+    found = optimize.minimize(miss, np.log(factors), jac=True, method="L-BFGS-B")
+    return np.exp(found.x)
 
 
 def _weighted_quantile(score: Values, owner: Values, level: float) -> float:

@@ -37,7 +37,7 @@ def with_calibration(
     package: ModelPackage,
     images: Sequence[SharpImage],
     *,
-    pixels_per_scene: int = 2000,
+    pixels_per_scene: int = 800,
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -85,6 +85,7 @@ def _samples(
             np.abs(found.pixels - truth).ravel()[drawn],
             found.scale.ravel()[drawn],
             blur.ravel()[drawn],
+            true_blur_px=scene.blur_radius_px,
         )
         if progress is not None:
             progress(done + 1, total)
