@@ -2,10 +2,13 @@
 """Time networks by the megapixel: eager fp32 against the shipped path and against compilers, side by side.
 
     tests/benchmarks/inference.py --threads 1 2
-    tests/benchmarks/inference.py --model fluorescence --side 2048 --large 20000
+    tests/benchmarks/inference.py --model fluorescence --compile --accuracy
+    tests/benchmarks/inference.py --model fluorescence --side 256 --large 20000
 
 Every variant restores the same tile; how far it is from eager fp32 is printed as PSNR over the output's range: a
-fast wrong answer is no answer. Ends with one line of JSON.
+fast wrong answer is no answer. `--accuracy` also compares the shipped path with fp32 where it matters, in PSNR against
+the truth of simulated specimens. `--large` restores a square uint16 image from one memory-mapped file into another.
+Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,8 +28,12 @@ import torch
 from torch import Tensor
 
 from refocus.model.checkpoint import ModelPackage, PackageConfig, bundled_names
+from refocus.model.metrics import psnr
 from refocus.model.networks import NetworkConfig, RefocusNetwork, build_network
+from refocus.model.restore import LoadedModel
+from refocus.optics.simulate import simulate_focal_series
 from refocus.training.evaluate import commit, machine
+from refocus.training.scenes import SceneSettings, SharpImage, scenes_of
 
 Run = Callable[[Tensor], Tensor]
 
@@ -38,6 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="with torch.compile, which takes a minute a variant")
+    parser.add_argument("--accuracy", action="store_true", help="also PSNR against simulated truth, fp32 and shipped")
     parser.add_argument("--large", type=int, default=0, help="also restore a square image of this side and its memory")
     options = parser.parse_args()
     rows = []
@@ -46,8 +54,13 @@ def main() -> None:
         for device in devices:
             for threads in options.threads if device == "cpu" else [torch.get_num_threads()]:
                 rows += measured(package, device, threads, options)
-    large = [peak_memory(name, options.large) for name in options.model or bundled_names()] if options.large else []
-    print(json.dumps({"machine": machine(), "commit": commit(), "side_px": options.side, "rows": rows, "large": large}))
+    names = options.model or bundled_names()
+    accuracy = []
+    for package in packages(options.model) if options.accuracy else ():
+        accuracy += against_truth(package)
+    large = [peak_memory(name, options.large) for name in names] if options.large else []
+    record = {"machine": machine(), "commit": commit(), "side_px": options.side, "rows": rows}
+    print(json.dumps({**record, "accuracy": accuracy, "large": large}))
 
 
 def packages(names: list[str]) -> Iterator[ModelPackage]:
@@ -101,6 +114,59 @@ def measured(package: ModelPackage, device: str, threads: int, options: argparse
                 "psnr_to_eager_db": round(decibels, 2),
             }
         )
+    if device == "cpu":
+        said = ", ".join(f"{name} {ms / (side**2 / 1e6):.0f}" for name, ms in parts(network, batch).items())
+        print(f"  where the shipped path's time goes, ms/Mpx: {said}")
+    return rows
+
+
+def parts(network: RefocusNetwork, batch: Tensor) -> dict[str, float]:
+    """Milliseconds in each child of the trunk, and between them, over one bf16 pass; the fastest of three."""
+    began: dict[str, float] = {}
+    spent: dict[str, float] = {}
+
+    def hooks(name: str, module: torch.nn.Module) -> None:
+        module.register_forward_pre_hook(lambda *_: began.__setitem__(name, time.perf_counter()))
+        module.register_forward_hook(
+            lambda *_: spent.__setitem__(name, spent.get(name, 0.0) + 1e3 * (time.perf_counter() - began[name]))
+        )
+
+    for name, child in network.trunk.named_children():
+        # A list of levels is never called itself.
+        for member in child if isinstance(child, torch.nn.ModuleList) else [child]:
+            hooks(name, member)
+    passes = []
+    for _ in range(3):
+        spent.clear()
+        start = time.perf_counter()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            network(batch.contiguous(memory_format=torch.channels_last))
+        whole = 1e3 * (time.perf_counter() - start)
+        passes.append((whole, {**spent, "between": whole - sum(spent.values())}))
+    return min(passes, key=lambda measured: measured[0])[1]
+
+
+def against_truth(package: ModelPackage) -> list[dict[str, object]]:
+    """PSNR against the truth of simulated specimens, in fp32 and as shipped."""
+    models = {precision: LoadedModel(package, device="cpu", precision=precision) for precision in ("fp32", "auto")}
+    colour = package.config.modality == "brightfield"
+    kinds = ("tissue",) if colour else ("nuclei", "filaments", "puncta", "membranes")
+    found: dict[float, list[tuple[float, float]]] = {}
+    for kind in kinds:
+        _, known = simulate_focal_series(kind, planes=3, size_px=(384, 384), seed=5)
+        pixels = np.moveaxis(known.in_focus, -1, 0) if known.in_focus.ndim == 3 else known.in_focus[None]
+        sharp = SharpImage(pixels, kind, package.config.modality)
+        for scene in scenes_of([sharp], SceneSettings(defocus_um=(0.0, 2.0, 4.0, 8.0), photons=(1500.0,))):
+            out = [model.restore(scene.image, axes="CYX").pixels for model in models.values()]
+            found.setdefault(scene.defocus_um, []).append((psnr(out[0], scene.truth), psnr(out[1], scene.truth)))
+    rows = []
+    print(f"\n{package.config.name}: PSNR against simulated truth, fp32 and shipped; worst loss of a single image")
+    for depth, pairs in found.items():
+        exact, shipped = (float(np.mean(column)) for column in zip(*pairs, strict=True))
+        worst = max(a - b for a, b in pairs)
+        print(f"  |z| = {depth:4g} um   {exact:7.3f} dB   {shipped:7.3f} dB   {worst:+.4f} dB")
+        rows.append({"model": package.config.name, "defocus_um": depth, "fp32_db": round(exact, 3),
+                     "shipped_db": round(shipped, 3), "worst_loss_db": round(worst, 4)})  # fmt: skip
     return rows
 
 
@@ -189,42 +255,60 @@ def likeness(output: Tensor, reference: Tensor) -> float:
 _LARGE = """
 import sys, threading, time
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from refocus.model.checkpoint import ModelPackage, bundled_names
-from refocus.model.restore import restore
+from refocus.model.restore import LoadedModel
 name, side, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-package = ModelPackage.bundled(name) if name in bundled_names() else ModelPackage.load(name)
-shape = (side, side) if package.config.channels == 1 else (side, side, 3)
+model = LoadedModel(ModelPackage.bundled(name) if name in bundled_names() else ModelPackage.load(name))
+shape = (side, side) if model.package.config.modality != "brightfield" else (side, side, 3)
 image = np.lib.format.open_memmap(folder + "/in.npy", "w+", np.uint16, shape)
+# One square of blurred spots and noise over and over: something to restore everywhere, and quick to make.
 rng = np.random.default_rng(0)
-for row in range(0, side, 256):
-    image[row : row + 256] = rng.integers(100, 4000, image[row : row + 256].shape, dtype=np.uint16)
+coarse = gaussian_filter(np.kron(rng.gamma(0.4, 1.0, (64, 64)), np.ones((16, 16))), 6.0, mode="wrap")
+square = rng.poisson(100 + 900 * coarse / coarse.max()).astype(np.uint16)
+square = square if len(shape) == 2 else np.repeat(square[..., None], 3, -1)
+for row in range(0, side, len(square)):
+    for column in range(0, side, len(square)):
+        part = image[row : row + len(square), column : column + len(square)]
+        part[:] = square[: part.shape[0], : part.shape[1]]
 image.flush()
+del image, part
+def resident(*fields):
+    with open("/proc/self/status") as status:
+        found = {line.split(":")[0]: int(line.split()[1]) for line in status if line.startswith("Rss")}
+    return sum(found[field] for field in fields)
+# Pages of the two mapped files are the kernel's cache, which it takes back at need. Libraries and weights count.
+libraries = resident("RssFile")
 image = np.load(folder + "/in.npy", mmap_mode="r")
 out = np.lib.format.open_memmap(folder + "/out.npy", "w+", np.uint16, shape)
 peak, done = [0], threading.Event()
 def watch():
-    # Pages of the mapped files are the kernel's cache, not ours: only anonymous memory counts.
-    while not done.wait(0.02):
-        with open("/proc/self/status") as status:
-            peak[0] = max(peak[0], *(int(l.split()[1]) for l in status if l.startswith("RssAnon")))
+    while not done.wait(0.01):
+        peak[0] = max(peak[0], resident("RssAnon"))
 threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()
-restore(image, package, out=out)
+model.restore(image, out=out)
 seconds = time.perf_counter() - start
 done.set()
-print(seconds, peak[0] / 2**20)
+rows = range(0, side, 1000)
+totals = [sum(float(a[r : r + 1000].sum(dtype=np.float64)) for r in rows) for a in (image, out)]
+changed = float(np.mean(image[::97] != out[::97]))
+print(seconds, (peak[0] + libraries) / 2**20, libraries / 2**20, totals[1] / totals[0], changed)
 """
 
 
 def peak_memory(name: str, side: int) -> dict[str, object]:
-    """Restore a square image from and to disk in a process of its own and watch its own memory, torch included."""
+    """Restore a square uint16 image from file to file in a process of its own and watch that process's memory."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", _LARGE, name, str(side), folder]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    seconds, peak_gib = float(answer[0]), float(answer[1])
-    print(f"\n{name}: {side} x {side} in {seconds:.0f} s, peak {peak_gib:.2f} GiB beside the mapped files")
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    seconds, peak_gib, libraries_gib, light, changed = map(float, answer)
+    print(
+        f"\n{name}: {side} x {side} uint16 in {seconds:.0f} s; at most {peak_gib:.2f} GiB of memory beside the mapped "
+        f"files, {libraries_gib:.2f} of it libraries; {changed:.0%} of pixels changed, total {light:.5f} of the input's"
+    )
     return {"model": Path(name).name, "side_px": side, "seconds": round(seconds, 1), "peak_gib": round(peak_gib, 3)}
 
 
