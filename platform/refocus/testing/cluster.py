@@ -7,6 +7,7 @@ its own process group, ports and folder instead, and ends exactly what it starte
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -126,10 +127,59 @@ class LocalCluster:
     ) -> None:
         self.stop()
 
+    def add_node(self, *, num_cpus: int, object_store_bytes: int = 128 * 2**20) -> LocalNode:
+        """Start another node of this cluster on this machine and wait until it has joined."""
+        assert self._folder is not None
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        # The dashboard may answer before the head node itself has joined.
+        while not (before := self._living_nodes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        agent_port, grpc_port, metrics_port, env_port = free_ports(4)
+        command = [
+            str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats",
+            f"--address={self.environment['RAY_ADDRESS']}", "--node-ip-address=127.0.0.1",
+            f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={grpc_port}",
+            f"--metrics-export-port={metrics_port}", f"--runtime-env-agent-port={env_port}",
+            f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_bytes}",
+        ]  # fmt: skip
+        environment = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
+        log = self._folder / f"node-{len(before)}.log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                command, env=environment, cwd=self.working_directory, stdout=sink, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        node = LocalNode(process)
+        while not (new := self._living_nodes() - before):
+            if process.poll() is not None or time.monotonic() > deadline:
+                node.kill()
+                raise RuntimeError(f"the node did not join:\n{_tail(log)}")
+            time.sleep(0.3)
+        node.node_id = new.pop()
+        return node
+
+    def _living_nodes(self) -> set[str]:
+        url = f"{self.environment['RAY_DASHBOARD_ADDRESS']}/api/v0/nodes"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+
     def processes(self) -> list[int]:
         """Return the ids of every process of this cluster."""
         assert self._folder is not None
         return list(_processes_of(self._folder))
+
+    def workers(self, title: str) -> list[int]:
+        """Return the ids of this cluster's workers that `title` names, such as ``RayTrainWorker``."""
+        # A worker writes its title over its environment, so it is known by its parent, a raylet of the cluster.
+        raylets = set(self.processes())
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                said = (entry / "cmdline").read_bytes()
+                if said.startswith(b"ray::") and os.fsencode(title) in said and _parent(entry) in raylets:
+                    found.append(int(entry.name))
+        return sorted(found)
 
     def run(self, *command: str, timeout_s: float, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command against this cluster and return its output."""
@@ -148,6 +198,27 @@ class LocalCluster:
                 return
             time.sleep(0.2)
         raise RuntimeError(f"Ray did not answer within {_READY_TIMEOUT_S:.0f} s:\n{_tail(log)}")
+
+
+class LocalNode:
+    """A node that `LocalCluster.add_node` has started.
+
+    Attributes
+    ----------
+    node_id : str
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.node_id = ""
+
+    def kill(self) -> None:
+        """End all its processes at once, as when a machine loses power; safe to call twice."""
+        for pid in _descendants(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
 
 
 def free_ports(count: int) -> list[int]:
@@ -176,6 +247,25 @@ def _end_process_tree(process: subprocess.Popen[bytes], folder: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            children.setdefault(_parent(entry), []).append(int(entry.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def _parent(process: Path) -> int:
+    # The name in parentheses may hold anything; what follows it is regular.
+    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _processes_of(folder: Path) -> Iterator[int]:
