@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from refocus.data.dataset import version_prefix
 from refocus.data.ingest import adopt_plan, ingest_unit, plan_ingest, seal
+from refocus.data.manifest import IngestSettings
 from refocus.data.sidecar import Rule
 from refocus.data.splits import SPLITS, split_of
 from refocus.io.store import ObjectStore
@@ -51,11 +52,12 @@ def names_in_every_split(each: int) -> list[str]:
     return [name for names in chosen.values() for name in names]
 
 
-def put_sharp_images(store: ObjectStore, *, name: str, each: int = 6, side: int = 160) -> str:
+def put_sharp_images(store: ObjectStore, *, name: str, each: int = 6, side: int = 160, tile_px: int = 384) -> str:
     """Store and ingest sharp fluorescence images, `each` in every split, and return the dataset's address."""
     for seed, specimen in enumerate(names_in_every_split(each)):
         store.put(f"raw-{name}/{specimen}.tif", tiff(sharp_image(seed, side)))
-    plan = adopt_plan(store, name, "v1", plan_ingest(store, f"raw-{name}/", fallback=Rule(modality="fluorescence")))
+    settings, fallback = IngestSettings(tile_px=tile_px), Rule(modality="fluorescence")
+    plan = adopt_plan(store, name, "v1", plan_ingest(store, f"raw-{name}/", settings=settings, fallback=fallback))
     prefix = version_prefix(name, "v1")
     receipts = [ingest_unit(store, prefix, plan, unit) for unit in plan.units]
     return seal(store, name, "v1", plan, receipts).uri
