@@ -21,12 +21,13 @@ def main() -> None:
     parser.add_argument("--dataset", default="default", help="URI, NAME/VERSION, or NAME for its newest version")
     parser.add_argument("--run", default=time.strftime("run-%Y%m%d-%H%M%S"), help="name of the run (default: the time)")
     parser.add_argument("--workers", help="number, or MIN:MAX (default: one a GPU, or 2 on CPU)")
+    parser.add_argument("--wait", type=float, metavar="SECONDS", help="for resources (default: 45)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     options = parser.parse_args()
     with clear_errors():
         config = with_overrides(recipes.get(options.recipe), options.set)
-        places = {name: getattr(options, name) for name in ("dataset", "run", "workers", "resume")}
+        places = {name: getattr(options, name) for name in ("dataset", "run", "workers", "wait", "resume")}
         train(config, **places, console=console())
 
 

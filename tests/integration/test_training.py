@@ -120,10 +120,27 @@ class TestBeforeWorkersStart:
     def test_too_few_cpus_say_what_would_fit(self, ray_session):
         from refocus.training.trainer import Workers
 
-        with pytest.raises(ResourcesMissing, match="--workers 4 would fit"):
-            Workers(40, 40, use_gpu=False).check()
-        with pytest.raises(ResourcesMissing, match="GPU"):
-            Workers(1, 1, use_gpu=True).check()
+        with pytest.raises(ResourcesMissing, match=r"40 CPUs .5 are free.* has 5 CPUs in all.*--workers 5 would fit"):
+            Workers(40, 40, use_gpu=False).wait_for_resources(0)
+        with pytest.raises(ResourcesMissing, match=r"1 GPUs .0 are free"):
+            Workers(1, 1, use_gpu=True).wait_for_resources(0)
+
+    def test_processors_that_come_free_are_waited_for(self, ray_session):
+        from refocus.training.trainer import Workers
+
+        @ray_session.remote(num_cpus=4)
+        def busy(seconds: float) -> None:
+            time.sleep(seconds)
+
+        task = busy.remote(3)
+        said: list[str] = []
+        while ray_session.available_resources().get("CPU", 0) > 1:
+            time.sleep(0.1)
+        with pytest.raises(ResourcesMissing, match="--workers 1 would fit now"):
+            Workers(3, 3, use_gpu=False).wait_for_resources(0)
+        Workers(3, 3, use_gpu=False).wait_for_resources(60, say=said.append)
+        assert said == ["Waiting up to 60 s for 3 CPUs (1 are free) ..."]
+        ray_session.get(task)
 
     @pytest.mark.parametrize(("text", "expected"), [(None, (2, 2)), ("3", (3, 3)), ("1:3", (1, 3))])
     def test_workers_are_read_from_their_flag(self, ray_session, text, expected):

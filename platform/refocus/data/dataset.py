@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -89,8 +89,16 @@ class DatasetVersion:
             for row in pq.read_table(io.BytesIO(self.store.get(key))).to_pylist():
                 yield Tile.from_row(row)
 
-    def rows(self, split: Split, *, modalities: Sequence[str] | None = None) -> ray.data.Dataset:
+    def rows(self, split: Split, *, modalities: Sequence[str] | None = None, **reading: Any) -> ray.data.Dataset:
         """Return the rows of `split` as a Ray dataset, read lazily by range requests.
+
+        Parameters
+        ----------
+        split : {'train', 'validation', 'calibration'}
+        modalities : sequence of str, optional
+            All where not given.
+        **reading
+            Of ``ray.data.read_parquet``: what its tasks ask of the cluster, how many run at once.
 
         Raises
         ------
@@ -112,7 +120,7 @@ class DatasetVersion:
         ray.data.DataContext.get_current().use_datasource_v2 = False
         bucket = self.store.settings.bucket
         return ray.data.read_parquet(
-            [f"{bucket}/{key}" for key in keys], filesystem=self.store.settings.pyarrow_filesystem()
+            [f"{bucket}/{key}" for key in keys], filesystem=self.store.settings.pyarrow_filesystem(), **reading
         )
 
 

@@ -4,7 +4,9 @@
 
     runs/NAME/run.json                  what the run is; created once, never changed
     runs/NAME/progress.json             one entry a report: step, losses, speeds
-    runs/NAME/step-00001000/...         a checkpoint; whole only with its checkpoint.json, which names every file
+    runs/NAME/attempts.json             one entry a start of the workers: when, from which step, how many
+    runs/NAME/tensorboard/...           scalars and example images, one event file a report
+    runs/NAME/step-00001000-ab12cd/...  a checkpoint; whole only with its checkpoint.json, which names every file
 
 Names are taken with a conditional create, so two runs never write into each other.
 """
@@ -18,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from refocus.data.manifest import checked_name
 from refocus.errors import ConfigurationError, ModelCorrupt, ObjectExists, ObjectMissing, RunExists, RunMissing
@@ -57,6 +59,28 @@ class SealedCheckpoint(_Record):
 
     key: str
     seal: CheckpointSeal
+
+
+class Attempt(_Record):
+    """One start of a run's workers: at its submission, after a failure, or for another number of them.
+
+    Parameters
+    ----------
+    submission : str
+        The same for all attempts of one submission.
+    started : datetime
+    step : int
+        Of the checkpoint that it went on from.
+    workers : int
+    """
+
+    submission: str
+    started: AwareDatetime
+    step: int
+    workers: int
+
+
+_ATTEMPTS = TypeAdapter(tuple[Attempt, ...])
 
 
 def run_prefix(name: str) -> str:
@@ -133,6 +157,21 @@ def read_progress(store: ObjectStore, name: str) -> list[dict[str, Any]]:
         return []
 
 
+def read_attempts(store: ObjectStore, name: str) -> tuple[Attempt, ...]:
+    """Return the starts of a run's workers, oldest first."""
+    try:
+        return _ATTEMPTS.validate_json(store.get(run_prefix(name) + "attempts.json"))
+    except ObjectMissing:
+        return ()
+
+
+def add_attempt(store: ObjectStore, name: str, attempt: Attempt) -> tuple[Attempt, ...]:
+    """Note one more start and return all; written by rank 0 alone."""
+    attempts = (*read_attempts(store, name), attempt)
+    store.put(run_prefix(name) + "attempts.json", _ATTEMPTS.dump_json(attempts))
+    return attempts
+
+
 def seal_folder(folder: Path, *, step: int, metrics: dict[str, float]) -> None:
     """Write the seal of a checkpoint that lies complete in `folder`."""
     files = {path.name: _digest(path.read_bytes()) for path in sorted(folder.iterdir()) if path.name != SEAL}
@@ -153,6 +192,17 @@ def whole_checkpoints(store: ObjectStore, name: str) -> list[SealedCheckpoint]:
         if all(folder + file in entries for file in seal.files):
             whole.append(SealedCheckpoint(key=folder, seal=seal))
     return sorted(whole, key=lambda checkpoint: checkpoint.seal.step)
+
+
+def remove_partial_checkpoints(store: ObjectStore, name: str) -> list[str]:
+    """Delete what uploads that broke off have left, and return the folders; only while no worker of the run lives."""
+    whole = tuple(checkpoint.key for checkpoint in whole_checkpoints(store, name))
+    partial = set()
+    for entry in list(store.list(run_prefix(name) + "step-")):
+        if not entry.key.startswith(whole):
+            store.delete(entry.key)
+            partial.add(entry.key.rpartition("/")[0] + "/")
+    return sorted(partial)
 
 
 def best_checkpoint(store: ObjectStore, name: str, metric: str = "validation_loss") -> SealedCheckpoint:

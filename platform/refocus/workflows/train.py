@@ -7,12 +7,19 @@ from rich.console import Console
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.training.config import TrainingConfig
-from refocus.training.trainer import FinishedRun, Workers, connect
+from refocus.training.trainer import PATIENCE_FOR_RESOURCES_S, FinishedRun, Workers, connect
 from refocus.training.trainer import train as run_training
 
 
 def train(
-    config: TrainingConfig, *, dataset: str, run: str, workers: str | None, resume: bool, console: Console
+    config: TrainingConfig,
+    *,
+    dataset: str,
+    run: str,
+    workers: str | None,
+    resume: bool,
+    console: Console,
+    wait: float | None = None,
 ) -> FinishedRun:
     """Train on the cluster that this process belongs to, and say what came of it."""
     store = ObjectStore(StoreSettings.from_environment())
@@ -24,7 +31,15 @@ def train(
         f"{group.minimum if group.minimum == group.maximum else f'{group.minimum} to {group.maximum}'} "
         f"{'GPU' if group.use_gpu else 'CPU'} workers"
     )
-    finished = run_training(store, config, dataset=dataset, run=run, workers=group, resume=resume)
+    finished = run_training(
+        store,
+        config,
+        dataset=dataset,
+        run=run,
+        workers=group,
+        resume=resume,
+        patience_for_resources_s=PATIENCE_FOR_RESOURCES_S if wait is None else wait,
+    )
     measured = finished.best.seal.metrics
     console.print(
         f"Run {run} is done after {finished.steps} steps; best checkpoint at step {finished.best.seal.step}: "
