@@ -1,15 +1,14 @@
 #!/usr/bin/env python
 """Measure models on images that training never saw, and write evaluation.json and evaluation.html.
 
-jobs/evaluate.py --model fluorescence --images raw/sharp --stacks raw/stacks --classical
-jobs/evaluate.py --model fluorescence --model deep_r --dataset s3://refocus/datasets/plate7/v1 --quick
+jobs/evaluate.py --model candidate --model deep_r --images raw/sharp --scope wide --calibrate calibrated
 """
 
 import argparse
 from pathlib import Path
 
 from refocus.cli import clear_errors, console
-from refocus.workflows.evaluate import evaluate_and_write
+from refocus.workflows.evaluate import EvaluationOptions, evaluate_and_write, fit_gate_and_write
 
 
 def main() -> None:
@@ -17,17 +16,23 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="bundled name or folder; the first is judged")
     parser.add_argument("--dataset", help="URI, NAME/VERSION, or NAME for its newest version")
     parser.add_argument("--images", type=Path, help="instead: a folder of sharp images")
-    parser.add_argument("--stacks", type=Path, help="and a folder of focal series")
+    parser.add_argument("--stacks", type=Path, help="and a focal series, or a folder of them")
     parser.add_argument("--split", default="validation", choices=["validation", "calibration", "train"])
     parser.add_argument("--most", type=int, default=24, help="sharp images a modality, at most (default: 24)")
-    parser.add_argument("--quick", action="store_true", help="few images and depths: seconds")
+    parser.add_argument(
+        "--scope", default="standard", choices=["standard", "quick", "wide"], help="wide: all specimens"
+    )
     parser.add_argument("--classical", action="store_true", help="with Wiener and Richardson-Lucy: minutes")
     parser.add_argument("--baselines-from", type=Path, help="an evaluation.json whose classical rows are taken over")
     parser.add_argument("--calibrate", type=Path, help="fit intervals and gate first; save the package here")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
+    parser.add_argument("--fit-gate", type=Path, help="instead: fit the shipped gate on --images, write it here")
     options = vars(parser.parse_args())
     with clear_errors():
-        evaluate_and_write(models=options.pop("model"), **options, console=console())
+        if gate := options.pop("fit_gate"):
+            fit_gate_and_write(gate, options["images"], console())
+        else:
+            evaluate_and_write(EvaluationOptions(tuple(options.pop("model")), **options), console())
 
 
 if __name__ == "__main__":

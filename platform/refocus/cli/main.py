@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refocus.cli import images, models, runs, store
+from refocus.cli import evaluation, images, models, runs, store
 from refocus.cli.speaking import clear_errors, console
 
 __all__ = ["app", "clear_errors", "console", "main"]
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(images.restore)
 app.command()(images.focus)
 app.command()(images.simulate)
+app.command()(evaluation.evaluate)
 app.add_typer(store.app, name="store")
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refocus.model.evaluation import INPUT, MORE_IS_BETTER, EvaluationReport, Metric
+from refocus.model.evaluation import (
+    INPUT,
+    MORE_IS_BETTER,
+    EvaluationReport,
+    Measurement,
+    Metric,
+    paired_difference,
+)
 from refocus.training import figures
 from refocus.training.baselines import BASELINES, best_settings
 from refocus.training.evaluate import Method, restored_by
@@ -99,10 +106,18 @@ def markdown_table(report: EvaluationReport, metric: Metric, modality: str, meth
     return "\n".join(lines)
 
 
-def trust_table(report: EvaluationReport, modality: str) -> list[tuple[str, list[str]]]:
-    """Return what the judged model says of itself, checked, by band: rows of a table."""
-    bands = _bands(report, modality)
-    readers = {
+def trust_table(report: EvaluationReport, modality: str) -> str:
+    """Return what the judged model says of itself, checked, by band as a Markdown table, empty without any."""
+    return _markdown(_bands(report, modality), _trust_rows(report, modality))
+
+
+def gain_table(report: EvaluationReport, modality: str) -> str:
+    """Return the judged model's gain over the input by band as a Markdown table, intervals over specimens."""
+    return _markdown(_bands(report, modality), _gain_rows(report, modality))
+
+
+def _trust_rows(report: EvaluationReport, modality: str) -> list[tuple[str, list[str]]]:
+    readers: dict[str, Callable[[Measurement], float | None]] = {
         "coverage of the 90% interval (%)": lambda m: None if m.coverage is None else 100 * m.coverage,
         "interval width (% of range)": lambda m: None if m.interval_width is None else 100 * m.interval_width,
         "true blur radius (px)": lambda m: m.true_blur_px,
@@ -112,10 +127,32 @@ def trust_table(report: EvaluationReport, modality: str) -> list[tuple[str, list
     }
     rows = []
     for name, read in readers.items():
-        values = [report.mean_of(read, band=b, modality=modality) for b in bands]
+        values = [report.mean_of(read, band=b, modality=modality) for b in _bands(report, modality)]
         if any(v is not None for v in values):
             rows.append((name, ["" if v is None else f"{v:.3g}" for v in values]))
     return rows
+
+
+def _gain_rows(report: EvaluationReport, modality: str) -> list[tuple[str, list[str]]]:
+    if report.model is None or report.model == INPUT:
+        return []
+    rows = []
+    metrics: tuple[tuple[Metric, int], ...] = (("psnr_db", 2), ("ssim", 3))
+    for metric, digits in metrics:
+        cells = []
+        for band in _bands(report, modality):
+            after, before = (report.by_specimen(metric, m, band=band, modality=modality) for m in (None, INPUT))
+            gain = paired_difference(after, before)
+            cells.append(f"{gain.mean:+.{digits}f} ({gain.low:+.{digits}f} to {gain.high:+.{digits}f})")
+        rows.append((f"gain in {figures.NAMES[metric]}", cells))
+    return rows
+
+
+def _markdown(bands: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    if not rows:
+        return ""
+    head = [f"| | {' | '.join(bands)} |", "|---" * (len(bands) + 1) + "|"]
+    return "\n".join([*head, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows)])
 
 
 def _bands(report: EvaluationReport, modality: str) -> list[str]:
@@ -164,12 +201,15 @@ def _table(report: EvaluationReport, metric: Metric, modality: str) -> str:
 
 
 def _trust(report: EvaluationReport, modality: str) -> str:
-    rows = trust_table(report, modality)
+    rows = [*_gain_rows(report, modality), *_trust_rows(report, modality)]
     if not rows:
         return ""
     head = "".join(f"<th>{_text(b)}</th>" for b in _bands(report, modality))
     body = "".join(f"<tr><td>{_text(n)}</td>{''.join(f'<td>{v}</td>' for v in values)}</tr>" for n, values in rows)
-    return f"<table><tr><th>{_text(report.model)}</th>{head}</tr>{body}</table>"
+    return (
+        f"<table><tr><th>{_text(report.model)}</th>{head}</tr>{body}</table>"
+        "<p class=small>Gains: mean over specimens, 95% bootstrap interval over specimens.</p>"
+    )
 
 
 def _provenance(report: EvaluationReport) -> str:

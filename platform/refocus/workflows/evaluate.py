@@ -1,11 +1,12 @@
-"""``jobs/evaluate.py``: read images, measure, write ``evaluation.json`` and ``evaluation.html``."""
+"""``refocus evaluate`` and ``jobs/evaluate.py``: read images, measure, write ``evaluation.json`` and ``.html``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -20,106 +21,141 @@ from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import BASELINES
 from refocus.training.evaluate import Progress, evaluate
 from refocus.training.methods import check_seams, network_method
-from refocus.training.report import examples_of, html_report, markdown_table, series_table
+from refocus.training.report import examples_of, gain_table, html_report, markdown_table, series_table, trust_table
 from refocus.training.scenes import SMALLEST_FIELD_PX, SceneSettings, SharpImage
 from refocus.training.series import MeasuredPlane, planes_of, thinned
-from refocus.training.trust import with_calibration, with_gate
+from refocus.training.trust import GATE_SYSTEMS, gate_for, operating_point, with_calibration, with_gate
 from refocus.training.validation import QUICK, calibrated_on_split, evenly, report_on_split, sharp_images_in
-from refocus.zstack import MODALITIES, Acquisition
+from refocus.zstack import MODALITIES
 
 EXAMPLES = 3
-CALIBRATION_IMAGES = 40
+CALIBRATION_IMAGES = 80
+#: Of fluorescence and of brightfield: enough for the gate's 231 weights, minutes on one core.
+GATE_IMAGES = (110, 40)
+
+Scope = Literal["standard", "quick", "wide"]
+_SCENES: dict[Scope, SceneSettings] = {
+    "standard": SceneSettings(),
+    "quick": QUICK,
+    "wide": SceneSettings(photons=(1500.0,), field_px=SMALLEST_FIELD_PX),
+}
 
 
-def evaluate_and_write(
-    *,
-    models: Sequence[str],
-    out: Path,
-    dataset: str | None,
-    images: Path | None,
-    stacks: Path | None,
-    split: Split,
-    quick: bool,
-    classical: bool,
-    baselines_from: Path | None,
-    calibrate: Path | None,
-    most: int,
-    console: Console,
-) -> EvaluationReport:
-    """Evaluate packages (the first is judged) and write the report into `out`.
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """What is measured, on what.
 
     Parameters
     ----------
-    models : sequence of str
-        Names of bundled models or folders of packages; none measures the baselines alone.
+    models : tuple of str
+        Names of bundled models or folders of packages; the first is judged. None measures the baselines alone.
     out : Path
+        Folder of the report.
     dataset : str or None
         A dataset version; or else
     images, stacks : Path or None
-        Folders of sharp images and of focal series.
-    split : {'validation', 'calibration', 'train'}
-    quick : bool
+        A folder of sharp images; a focal series, or a folder of them.
+    split : {'validation', 'calibration', 'train'} or None
+        None takes all images, which is right where none of them was trained on.
+    scope : {'standard', 'quick', 'wide'}
+        Two exposures and fields of 256 px; few depths, seconds; every specimen once, with 1500 photons and 176 px.
     classical : bool
         With unsharp mask, Wiener and Richardson-Lucy: minutes.
     baselines_from : Path or None
         An earlier ``evaluation.json`` whose classical rows are taken over instead: they do not change with the model.
     calibrate : Path or None
-        First fit the judged package's intervals and gate on the calibration split of `images` or `dataset`, and save
-        it with its evaluation into this folder.
+        First fit the judged package's intervals on the calibration split of `images` or `dataset`, give it the shipped
+        gate where it has none, and save it with its evaluation into this folder.
     most : int
-        At most this many sharp images of each modality of a folder.
-    console : Console
+        At most this many sharp images of each modality of a folder; ``'wide'`` takes all.
     """
-    packages = [open_package(name) for name in models]
-    version = DatasetVersion.open(ObjectStore(StoreSettings.from_environment()), dataset) if dataset else None
-    if calibrate is not None:
+
+    models: tuple[str, ...]
+    out: Path
+    dataset: str | None = None
+    images: Path | None = None
+    stacks: Path | None = None
+    split: Split | None = "validation"
+    scope: Scope = "standard"
+    classical: bool = False
+    baselines_from: Path | None = None
+    calibrate: Path | None = None
+    most: int = 24
+
+
+def evaluate_and_write(options: EvaluationOptions, console: Console) -> EvaluationReport:
+    """Evaluate packages and write the report."""
+    packages = [open_package(name) for name in options.models]
+    version = None
+    if options.dataset is not None:
+        version = DatasetVersion.open(ObjectStore(StoreSettings.from_environment()), options.dataset)
+    if options.calibrate is not None:
         if not packages:
             raise InputError("no model was named; there is nothing to calibrate (--model).")
         console.print(f"  calibrating {packages[0].config.name} on the calibration split")
-        packages[0] = _trusted(packages[0], version, images)
-    baselines = BASELINES if classical else ()
-    settings = QUICK if quick else SceneSettings()
-    progress = _progress(console)
-    sharp: list[SharpImage] = []
+        packages[0] = _trusted(packages[0], version, options.images, _progress(console))
+    rows = _rows(packages)
     if version is not None:
-        if not packages:
-            raise InputError("no model was named; a dataset is evaluated for one (--model).")
-        judged, *others = packages
-        rows = {p.config.name if p.config.name != judged.config.name else p.digest[:12]: p for p in others}
-        report = report_on_split(
-            judged, version, split=split, quick=quick, others=rows, baselines=baselines, progress=progress
-        )
+        sharp: list[SharpImage] = []
+        report = _on_dataset(rows, version, options, _progress(console))
     else:
-        sharp, planes = _from_folders(packages, images, stacks, split, most)
-        report = evaluate(
-            {p.config.name: network_method(p, check=i == 0) for i, p in enumerate(packages)},
-            sharp,
-            settings,
-            planes=planes,
-            digest=packages[0].digest if packages else None,
-            baselines=baselines,
-            source=f"{len(sharp)} sharp images of the {split} split, {len(planes)} planes of measured focal series",
-            seam=check_seams(packages[0]) if packages and not quick else None,
-            progress=progress,
-        )
-    if baselines_from is not None:
-        earlier = EvaluationReport.model_validate_json(baselines_from.read_bytes())
+        sharp, planes = _from_folders(packages, options)
+        report = _on_images(rows, sharp, planes, options, _progress(console))
+    if options.baselines_from is not None:
+        earlier = EvaluationReport.model_validate_json(options.baselines_from.read_bytes())
         report = report.with_rows_of(earlier)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evaluation.json").write_text(report.model_dump_json())
-    if calibrate is not None:
-        replace(packages[0], evaluation=report.model_dump(mode="json")).save(calibrate)
-    methods = {p.config.name: network_method(p, check=False) for p in packages}
-    shown = [] if quick else evenly(sharp, EXAMPLES)
-    (out / "evaluation.html").write_text(html_report(report, examples_of(methods, shown, settings)))
-    for modality in report.modalities:
-        for metric in ("psnr_db", "ssim"):
-            console.print(f"\n{modality}\n" + markdown_table(report, metric, modality), markup=False)
-    if planes_measured := [m for m in report.measurements if m.kind == "focal_series"]:
-        console.print(f"\nMeasured focal series, {len(planes_measured)} measurements, means over planes")
-        console.print(series_table(report, "psnr_db") + "\n\n" + series_table(report, "ssim"), markup=False)
-    console.print(f"\nWritten: {out / 'evaluation.html'} and {out / 'evaluation.json'}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "evaluation.json").write_text(report.model_dump_json())
+    if options.calibrate is not None:
+        replace(packages[0], evaluation=report.model_dump(mode="json")).save(options.calibrate)
+        console.print(f"Calibrated package written: {options.calibrate}")
+    methods = {name: network_method(package, check=False) for name, package in rows.items()}
+    shown = [] if options.scope == "quick" else evenly(sharp, EXAMPLES)
+    page = html_report(report, examples_of(methods, shown, _SCENES[options.scope]))
+    (options.out / "evaluation.html").write_text(page)
+    _print_tables(report, console)
+    console.print(f"\nWritten: {options.out / 'evaluation.html'} and {options.out / 'evaluation.json'}")
     return report
+
+
+def fit_gate_and_write(out: Path, images: Path | None, console: Console, *, largest_blur_px: float = 34.9) -> None:
+    """Fit the gate that ships with Refocus on a folder's training and calibration splits, measure it, write it.
+
+    It looks at the input alone, so images that networks were trained on may serve; those of the validation split
+    measure it.
+
+    Raises
+    ------
+    InputError
+        If there are too few images.
+    """
+    if images is None:
+        raise InputError("no images were named to fit a gate on; give --images.")
+    fit_on, measured_on = (
+        [i for split in splits for i in sharp_images_in(images, split) if _large_enough(i)]
+        for splits in (("train", "calibration"), ("validation",))
+    )
+    chosen = [
+        image
+        for name, most in zip(("fluorescence", "brightfield"), GATE_IMAGES, strict=True)
+        for image in evenly([i for i in fit_on if i.modality == name], most)
+    ]
+    tell = _progress(console)
+    gate = gate_for(largest_blur_px, chosen, progress=lambda done, total: tell("tiles of the gate", done, total))
+    out.write_text(gate.model_dump_json())
+    held = evenly(measured_on, 40)
+    console.print(
+        f"\nFitted on {len(chosen)} images; share of tiles flagged on {len(held)} others, by blur over the range"
+    )
+    for system in GATE_SYSTEMS if held else ():
+        point = operating_point(gate, held, system=system)
+        steps = ", ".join(f"{step:g}: {share:.0%}" for step, share in point.flagged.items())
+        console.print(
+            f"NA {system.numerical_aperture:g}, {system.pixel_size_um:g} um pixels: {steps}; in range "
+            f"{point.in_range:.1%}, beyond {point.beyond:.1%}{'' if point.as_asked else ' (asked: 5%, 95%)'}",
+            markup=False,
+        )
+    console.print(f"\nWritten: {out}")
 
 
 def open_package(name: str) -> ModelPackage:
@@ -133,35 +169,115 @@ def open_package(name: str) -> ModelPackage:
     return ModelPackage.bundled(name) if name in bundled_names() else ModelPackage.load(Path(name))
 
 
-def _trusted(package: ModelPackage, version: DatasetVersion | None, images: Path | None) -> ModelPackage:
+def _rows(packages: Sequence[ModelPackage]) -> dict[str, ModelPackage]:
+    """Name the rows: by the model, or where two share that, by the recipe or the digest."""
+    rows: dict[str, ModelPackage] = {}
+    for package in packages:
+        names = (package.config.name, str(package.card.get("recipe") or package.digest[:12]), package.digest[:12])
+        rows[next((n for n in names if n not in rows), names[-1])] = package
+    return rows
+
+
+def _on_dataset(
+    rows: dict[str, ModelPackage], version: DatasetVersion, options: EvaluationOptions, progress: Progress
+) -> EvaluationReport:
+    if not rows or options.split is None:
+        raise InputError("a dataset is evaluated for a model and on one of its splits; name both (--model, --split).")
+    judged, *others = rows
+    return report_on_split(
+        rows[judged],
+        version,
+        split=options.split,
+        quick=options.scope == "quick",
+        others={name: rows[name] for name in others},
+        baselines=BASELINES if options.classical else (),
+        progress=progress,
+    )
+
+
+def _on_images(
+    rows: dict[str, ModelPackage],
+    sharp: Sequence[SharpImage],
+    planes: Sequence[MeasuredPlane],
+    options: EvaluationOptions,
+    progress: Progress,
+) -> EvaluationReport:
+    judged = next(iter(rows.values()), None)
+    of = f"of the {options.split} split" if options.split else "of a folder"
+    return evaluate(
+        {name: network_method(package, check=package is judged) for name, package in rows.items()},
+        sharp,
+        _SCENES[options.scope],
+        planes=planes,
+        digest=judged.digest if judged is not None else None,
+        baselines=BASELINES if options.classical else (),
+        source=f"{len(sharp)} sharp images {of}, {len(planes)} planes of measured focal series",
+        seam=check_seams(judged) if judged is not None and options.scope != "quick" else None,
+        progress=progress,
+    )
+
+
+def _trusted(
+    package: ModelPackage, version: DatasetVersion | None, images: Path | None, progress: Progress
+) -> ModelPackage:
     """Fit intervals; the gate is the shipped one where the package has none."""
     if version is not None:
         return calibrated_on_split(package, version)
     if images is None:
         raise InputError("no images were named to calibrate on; give --images or --dataset.")
-    sharp = [i for i in sharp_images_in(images, "calibration") if min(i.pixels.shape[1:]) >= SMALLEST_FIELD_PX]
+    sharp = [i for i in sharp_images_in(images, "calibration") if _large_enough(i)]
     own = [i for i in sharp if i.modality == package.config.modality]
-    fitted = with_calibration(package, evenly(own, CALIBRATION_IMAGES))
+    fitted = with_calibration(
+        package,
+        evenly(own, CALIBRATION_IMAGES),
+        progress=lambda done, total: progress("scenes of the calibration", done, total),
+    )
     return fitted if package.config.gate is not None else with_gate(fitted)
 
 
 def _from_folders(
-    packages: Sequence[ModelPackage], images: Path | None, stacks: Path | None, split: Split, most: int
+    packages: Sequence[ModelPackage], options: EvaluationOptions
 ) -> tuple[list[SharpImage], list[MeasuredPlane]]:
     modalities = {p.config.modality for p in packages}
-    sharp = sharp_images_in(images, split) if images is not None else []
+    sharp = sharp_images_in(options.images, options.split) if options.images is not None else []
     sharp = [i for i in sharp if (not modalities or i.modality in modalities) and min(i.pixels.shape[1:]) >= 96]
+    if options.scope == "wide":
+        kept = [i for i in sharp if _large_enough(i)]
+    else:
+        # Modality by modality, so that one model and all of them meet the same images.
+        kept = [i for name in MODALITIES for i in evenly([i for i in sharp if i.modality == name], options.most)]
     planes: list[MeasuredPlane] = []
-    for path in sorted(stacks.rglob("*.tif*")) if stacks is not None else []:
+    for path in _series_in(options.stacks) if options.stacks is not None else ():
         with open_image(path, axes="ZYX") as source:
             stack = source.stack(specimen=path.name)
         # Phase contrast has no model of its own; its series are shown beside the fluorescence ones.
-        named: Acquisition = stack.acquisition
-        found = thinned(planes_of(stack), 16)
-        planes += [p for p in found if named.modality is None or not modalities or named.modality in modalities]
-    # Modality by modality, so that one model and all of them meet the same images.
-    kept = [image for name in MODALITIES for image in evenly([i for i in sharp if i.modality == name], most)]
+        named = stack.acquisition.modality
+        if named is None or not modalities or named in modalities:
+            planes += thinned(planes_of(stack), 16)
     return kept, planes
+
+
+def _series_in(place: Path) -> list[Path]:
+    if not place.exists():
+        raise InputError(f"{place} does not exist; expected a focal series or a folder of them.")
+    return [place] if place.is_file() else sorted(place.rglob("*.tif*"))
+
+
+def _large_enough(image: SharpImage) -> bool:
+    return min(image.pixels.shape[1:]) >= SMALLEST_FIELD_PX
+
+
+def _print_tables(report: EvaluationReport, console: Console) -> None:
+    """Print what the documentation shows, as Markdown."""
+    for modality in report.modalities:
+        if any(m.kind == "simulated" and m.modality == modality for m in report.measurements):
+            for metric in ("psnr_db", "ssim", "resolution_px"):
+                console.print(f"\n{modality}\n" + markdown_table(report, metric, modality), markup=False)
+            for table in (trust_table(report, modality), gain_table(report, modality)):
+                console.print(f"\n{table}" if table else "", markup=False)
+    if planes := [m for m in report.measurements if m.kind == "focal_series"]:
+        console.print(f"\nMeasured focal series, {len(planes)} measurements, means over planes")
+        console.print(series_table(report, "psnr_db") + "\n\n" + series_table(report, "ssim"), markup=False)
 
 
 def _progress(console: Console) -> Progress:

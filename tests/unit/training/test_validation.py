@@ -1,17 +1,11 @@
 import imagecodecs
 import numpy as np
 import pytest
-import torch
-from rich.console import Console
 from skimage import data
 
 from refocus.data.splits import split_of
 from refocus.data.tiles import Tile
-from refocus.model.checkpoint import ModelPackage, PackageConfig
-from refocus.model.evaluation import EvaluationReport
-from refocus.model.networks import NetworkConfig, build_network
 from refocus.training.validation import evenly, measured_tiles, sharp_images_in, sharp_tiles
-from refocus.workflows.evaluate import evaluate_and_write
 
 
 def tile(specimen, pixels, target=None, **more):
@@ -76,29 +70,3 @@ def test_a_folder_is_split_as_ingest_splits_it(folder):
         assert images
         assert {split_of(i.specimen) for i in images} == {split}
     assert len(sharp_images_in(folder, None)) == len(list(folder.iterdir()))
-
-
-def test_a_package_is_measured_and_the_report_is_written(folder, tmp_path):
-    torch.manual_seed(0)
-    shape = NetworkConfig(widths=(8, 16), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
-    config = PackageConfig(name="untrained", modality="fluorescence", network=shape, largest_blur_px=35)
-    ModelPackage.of(build_network(shape), config).save(tmp_path / "package")
-    report = evaluate_and_write(
-        models=[str(tmp_path / "package")],
-        out=tmp_path / "out",
-        dataset=None,
-        images=folder,
-        stacks=None,
-        split="validation",
-        quick=True,
-        classical=False,
-        baselines_from=None,
-        calibrate=None,
-        most=2,
-        console=Console(quiet=True),
-    )
-    assert report.methods == ("input", "untrained")
-    assert report.bands == ("0 um", "2 um", "4 um", "8 um")
-    assert len(report.select()) == 2 * 4
-    assert EvaluationReport.model_validate_json((tmp_path / "out" / "evaluation.json").read_bytes()) == report
-    assert (tmp_path / "out" / "evaluation.html").stat().st_size > 10_000

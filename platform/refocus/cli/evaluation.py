@@ -1,0 +1,63 @@
+"""``refocus evaluate``: how good a model is, on a person's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refocus.cli.speaking import console
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A bundled model's name, or the folder of a package.")],
+    source: Annotated[
+        Path, typer.Argument(help="A folder of sharp images, or one focal series (TIFF, OME-TIFF).", exists=True)
+    ],
+    stacks: Annotated[Path | None, typer.Option(help="A focal series beside the images, or a folder of them.")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="Another model in the same tables, such as a deep_r package; repeatable.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="all, or of images that ingest has split: validation, calibration or train.")
+    ] = "all",
+    scope: Annotated[
+        str, typer.Option(help="standard; quick: few depths; wide: every image, one exposure, small fields.")
+    ] = "standard",
+    most: Annotated[int, typer.Option(help="Sharp images at most, evenly over the folder.", min=1)] = 24,
+    classical: Annotated[bool, typer.Option(help="With Wiener and Richardson-Lucy: minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("evaluation"),
+) -> None:
+    """Measure a model by depth, and write evaluation.html (figures, tables, examples) and evaluation.json.
+
+    Sharp images are blurred through known optics, with noise, and compared with themselves; planes of a focal series
+    are compared with its sharpest one. Keep what the model was trained on out of it (--split).
+    """
+    from typing import get_args
+
+    from refocus.data.splits import SPLITS
+    from refocus.errors import ConfigurationError
+    from refocus.workflows.evaluate import EvaluationOptions, Scope, evaluate_and_write
+
+    chosen = next((known for known in SPLITS if known == split), None)
+    scenes = next((known for known in get_args(Scope) if known == scope), None)
+    if scenes is None or (chosen is None and split != "all"):
+        raise ConfigurationError(
+            f"split {split!r}, scope {scope!r}: expected one of all, {', '.join(SPLITS)}; {', '.join(get_args(Scope))}."
+        )
+    if source.is_file() and stacks is not None:
+        raise ConfigurationError(
+            f"{source} is a focal series already; with --stacks a folder of sharp images is meant."
+        )
+    options = EvaluationOptions(
+        models=(model, *(beside or ())),
+        out=out,
+        images=source if source.is_dir() else None,
+        stacks=source if source.is_file() else stacks,
+        split=chosen,
+        scope=scenes,
+        classical=classical,
+        most=most,
+    )
+    evaluate_and_write(options, console())

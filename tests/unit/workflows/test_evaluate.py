@@ -1,0 +1,127 @@
+"""Packages on small data, from files to the report: the workflow, the command and the job."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from rich.console import Console
+from scipy import ndimage
+from skimage import data
+from typer.testing import CliRunner
+
+from refocus.cli.main import app
+from refocus.data.splits import split_of
+from refocus.errors import ConfigurationError, InputError
+from refocus.model.abstain import RangeGate
+from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.evaluation import EvaluationReport
+from refocus.model.networks import NetworkConfig, build_network
+from refocus.workflows.evaluate import EvaluationOptions, evaluate_and_write
+
+JOB = Path(__file__).parents[3] / "jobs" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sharp images of the validation and calibration splits."""
+    root = tmp_path_factory.mktemp("images")
+    picture = data.camera()[:200, 100:300]
+    for number in range(60):
+        name = f"cell{number}"
+        if split_of(name) != "train":
+            (root / f"{name}.png").write_bytes(imagecodecs.png_encode(np.roll(picture, 9 * number, 0)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """Five planes of one field, sharpest in the middle."""
+    path = tmp_path_factory.mktemp("stacks") / "slide.tif"
+    picture = data.camera()[100:300, 100:300].astype(np.float32)
+    planes = [ndimage.gaussian_filter(picture, abs(z)) for z in (-4, -2, 0, 2, 4)]
+    tifffile.imwrite(path, np.stack(planes).astype(np.uint8), metadata={"axes": "ZYX"})
+    return path
+
+
+def saved(folder, name="untrained", **card):
+    torch.manual_seed(len(name))
+    shape = NetworkConfig(widths=(8, 16), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
+    config = PackageConfig(name=name, modality="fluorescence", network=shape, largest_blur_px=35)
+    package = ModelPackage.of(build_network(shape), config)
+    return str(ModelPackage(config, package.weights, card).save(folder))
+
+
+def read(folder):
+    return EvaluationReport.model_validate_json((folder / "evaluation.json").read_bytes())
+
+
+def test_a_package_is_measured_and_the_report_is_written(folder, tmp_path):
+    options = EvaluationOptions((saved(tmp_path / "p"),), tmp_path / "out", images=folder, scope="quick", most=2)
+    report = evaluate_and_write(options, Console(quiet=True))
+    assert report.methods == ("input", "untrained")
+    assert report.bands == ("0 um", "2 um", "4 um", "8 um")
+    assert len(report.select()) == 2 * 4
+    assert read(tmp_path / "out") == report
+    assert (tmp_path / "out" / "evaluation.html").stat().st_size > 10_000
+
+
+def test_models_of_one_name_keep_rows_of_their_own(folder, tmp_path):
+    models = (saved(tmp_path / "a"), saved(tmp_path / "b", recipe="deep_r"))
+    options = EvaluationOptions(models, tmp_path / "out", images=folder, scope="quick", most=1)
+    report = evaluate_and_write(options, Console(quiet=True))
+    assert report.methods == ("input", "untrained", "deep_r")
+    assert report.model == "untrained"
+
+
+def test_the_command_reports_on_a_folder_and_on_a_focal_series(folder, series, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = saved(tmp_path / "p")
+    said = CliRunner().invoke(app, ["evaluate", package, str(folder), "--scope", "quick", "--most", "1"])
+    assert said.exit_code == 0, said.output
+    assert "| gain in PSNR (dB) |" in said.output
+    assert len(read(tmp_path / "evaluation").select()) == 4
+    said = CliRunner().invoke(app, ["evaluate", package, str(series), "--out", "measured"])
+    assert said.exit_code == 0, said.output
+    report = read(tmp_path / "measured")
+    # The sharpest plane is the truth of the four others.
+    assert [m.band for m in report.select()] == ["2 planes", "1 planes", "1 planes", "2 planes"]
+    assert "Measured focal series" in (tmp_path / "measured" / "evaluation.html").read_text()
+
+
+def test_what_cannot_be_meant_is_refused_with_what_was_expected(folder, series, tmp_path):
+    package = saved(tmp_path / "p")
+    for words, said in (
+        (["--split", "test"], "expected one of all, train"),
+        (["--scope", "huge"], "standard, quick, wide"),
+        (["--stacks", str(series)], "already"),
+    ):
+        found = CliRunner().invoke(app, ["evaluate", package, str(series), *words])
+        assert isinstance(found.exception, ConfigurationError)
+        assert said in str(found.exception)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no image to evaluate on"):
+        evaluate_and_write(EvaluationOptions((package,), tmp_path, images=empty), Console(quiet=True))
+
+
+def test_the_job_calibrates_and_saves_a_package_with_its_evaluation(folder, tmp_path):
+    package = saved(tmp_path / "p")
+    words = ["--model", package, "--images", folder, "--scope", "quick", "--most", "1", "--calibrate", tmp_path / "c"]
+    done = subprocess.run(
+        [sys.executable, JOB, *words, "--out", tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    calibrated = ModelPackage.load(tmp_path / "c")
+    assert calibrated.config.calibration.specimens >= 5
+    assert calibrated.config.gate == RangeGate.shipped()
+    assert calibrated.digest != ModelPackage.load(package).digest
+    assert read(tmp_path / "out").digest == calibrated.digest
+    assert re.search(r"coverage of the 90% interval \(%\) \| \d", done.stdout)
