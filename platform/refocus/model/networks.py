@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from refocus.model.blur_estimate import BLUR_PLANES, fitting_blur, with_blur
-from refocus.model.filterbank import FilterBank
-from refocus.model.inverse_filters import InverseFilters
+from refocus.model.inverse_filters import REACH_PX, InverseFilters
 from refocus.optics.ladder import PROFILES
 
 Architecture = Literal["residual_unet", "nafnet", "deep_r"]
@@ -50,9 +49,6 @@ class NetworkConfig(BaseModel):
         Blocks at the bottom.
     unshuffle : {1, 2, 4}
         Side of the pixel squares that become features at the entrance.
-    fine_filters_px, coarse_filters_px : tuple of float
-        Blur radii whose inverse filters (:mod:`refocus.model.filterbank`) the U-Nets see beside the image, at full and
-        at half resolution. Needs an `unshuffle` of 2.
     noise_levels : tuple of (floor, slope_px)
         Noise that each inverse filter (:mod:`refocus.model.inverse_filters`) for the image's own estimated blur reckons
         with; the U-Nets see what they would change beside the image, and the blur itself. Needs an `unshuffle` of 2.
@@ -75,8 +71,6 @@ class NetworkConfig(BaseModel):
     decoder_blocks: tuple[PositiveInt, ...] = (1, 1, 2)
     middle_blocks: PositiveInt = 3
     unshuffle: Literal[1, 2, 4] = 2
-    fine_filters_px: tuple[PositiveFloat, ...] = ()
-    coarse_filters_px: tuple[PositiveFloat, ...] = ()
     noise_levels: tuple[tuple[PositiveFloat, PositiveFloat], ...] = ()
     sharp_guard_px: tuple[PositiveFloat, PositiveFloat] | None = None
 
@@ -88,8 +82,7 @@ class NetworkConfig(BaseModel):
                 f"widths names {len(self.widths)} levels, encoder_blocks {len(self.encoder_blocks)} and decoder_blocks "
                 f"{len(self.decoder_blocks)}; both need one entry fewer than widths, and at least one."
             )
-        filtered = self.fine_filters_px or self.coarse_filters_px or self.noise_levels
-        if filtered and (self.unshuffle != 2 or self.architecture == "deep_r"):
+        if self.noise_levels and (self.unshuffle != 2 or self.architecture == "deep_r"):
             raise ValueError("inverse filters enter U-Nets with an unshuffle of 2 alone, not this one.")
         if self.sharp_guard_px is not None and self.sharp_guard_px[0] >= self.sharp_guard_px[1]:
             raise ValueError(f"sharp_guard_px is {self.sharp_guard_px}; expected low < high.")
@@ -184,24 +177,20 @@ class _Heads(nn.Module):
         self.unshuffle = config.unshuffle
         self.guard = config.sharp_guard_px
         self.answers = 2 * config.channels * config.unshuffle**2
-        filters = len(config.fine_filters_px) + len(config.coarse_filters_px) + len(config.noise_levels)
-        self.pixels = nn.Conv2d(config.widths[0], self.answers + filters, 3, padding=1)
+        self.pixels = nn.Conv2d(config.widths[0], self.answers + len(config.noise_levels), 3, padding=1)
         nn.init.zeros_(self.pixels.weight)
         assert self.pixels.bias is not None
         nn.init.zeros_(self.pixels.bias)
         self.blur = nn.Sequential(nn.Conv2d(config.widths[-1], 64, 1), nn.ReLU(), nn.Conv2d(64, 1, 1))
 
     def forward(self, fine: Tensor, bottom: Tensor, padded: Tensor, changes: Sequence[Tensor] = ()) -> Prediction:
-        """`changes`: one for each filter, [B, C, H, W] or half of that a side."""
+        """`changes`: one for each filter, [B, C, H, W]."""
         raw = self.pixels(fine).float()
         residual, raw_scale = F.pixel_shuffle(raw[:, : self.answers], self.unshuffle).chunk(2, 1)
         image = padded.float() + residual
-        # One by one, by weighted sums: all at once would hold three copies of ten images, and einsum would make a
-        # matrix product of ten numbers for each pixel.
+        # One by one, by weighted sums: einsum would make a matrix product of three numbers for each pixel.
         for number, change in enumerate(changes, self.answers):
             share = F.interpolate(raw[:, number : number + 1], scale_factor=2.0, mode="nearest")
-            if change.shape[-2:] != image.shape[-2:]:
-                change = F.interpolate(change, scale_factor=2.0, mode="bilinear", align_corners=False)
             image = torch.addcmul(image, share, change)
         blur = _BLUR_UNIT_PX * F.softplus(self.blur(bottom).float())
         if self.guard is not None:
@@ -229,13 +218,9 @@ class _UNet(nn.Module):
         self.config = config
         block = NafBlock if config.architecture == "nafnet" else ResidualBlock
         widths = config.widths
-        seen = config.channels * (4 * len(config.fine_filters_px) + len(config.coarse_filters_px))
-        if config.noise_levels:
-            seen += 4 * config.channels * len(config.noise_levels) + BLUR_PLANES
-        self.entrance = nn.Conv2d(config.channels * config.unshuffle**2 + seen, widths[0], 3, padding=1)
+        seen = config.channels * config.unshuffle**2 * (1 + len(config.noise_levels))
+        self.entrance = nn.Conv2d(seen + (BLUR_PLANES if config.noise_levels else 0), widths[0], 3, padding=1)
         self.filters = InverseFilters(config.noise_levels) if config.noise_levels else None
-        self.fine_filters = FilterBank(config.fine_filters_px) if config.fine_filters_px else None
-        self.coarse_filters = FilterBank(config.coarse_filters_px, coarse=2) if config.coarse_filters_px else None
         self.encoders = nn.ModuleList()
         self.downs = nn.ModuleList()
         self.ups = nn.ModuleList()
@@ -252,9 +237,14 @@ class _UNet(nn.Module):
 
     def forward(self, given: Tensor) -> Prediction:
         padded, blur = given[:, : self.config.channels], given[:, self.config.channels :]
-        image = F.pixel_unshuffle(padded, self.config.unshuffle)
-        changes, features = self._filtered(padded, blur)
-        x = self.entrance(torch.cat([image, *features], 1).contiguous(memory_format=torch.channels_last))
+        features = [F.pixel_unshuffle(padded, self.config.unshuffle)]
+        changes: tuple[Tensor, ...] = ()
+        if self.filters is not None:
+            proposed = self.filters(padded, blur)
+            features += [F.pixel_unshuffle(proposed, 2), blur_features(blur[..., ::2, ::2])]
+            # Filters of one channel lie beside each other.
+            changes = proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
+        x = self.entrance(torch.cat(features, 1).contiguous(memory_format=torch.channels_last))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)
@@ -264,24 +254,6 @@ class _UNet(nn.Module):
         for up, decoder, skip in zip(reversed(self.ups), reversed(self.decoders), reversed(skips), strict=True):
             x = decoder(F.pixel_shuffle(up(x), 2) + skip)
         return self.heads(x, bottom, padded, changes)
-
-    def _filtered(self, padded: Tensor, blur: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Change that each filter proposes, [B, C, h, w], and all of them as features at half resolution."""
-        changes: list[Tensor] = []
-        features: list[Tensor] = []
-        if self.filters is not None:
-            proposed = self.filters(padded, blur)
-            features += [F.pixel_unshuffle(proposed, 2), blur_features(blur[..., ::2, ::2])]
-            changes += proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
-        if self.fine_filters is not None:
-            fine = self.fine_filters(padded)
-            features.append(F.pixel_unshuffle(fine, 2))
-            changes += fine.unflatten(1, (padded.shape[1], -1)).unbind(2)
-        if self.coarse_filters is not None:
-            coarse = self.coarse_filters(padded)
-            features.append(coarse)
-            changes += coarse.unflatten(1, (padded.shape[1], -1)).unbind(2)
-        return changes, features
 
 
 def blur_features(blur: Tensor) -> Tensor:
@@ -428,7 +400,7 @@ def receptive_radius_px(config: NetworkConfig) -> int:
     for level, (before, after) in enumerate(zip(config.encoder_blocks, config.decoder_blocks, strict=True)):
         steps += (before + after) * depthwise * config.unshuffle * 2**level
     steps += config.middle_blocks * depthwise * config.stride_px
-    return math.ceil(steps) + config.stride_px
+    return math.ceil(steps) + config.stride_px + (REACH_PX if config.noise_levels else 0)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -9,18 +9,15 @@ from refocus.model.networks import NetworkConfig
 from refocus.optics.random_defocus import OpticsRange
 from refocus.training.config import TrainingConfig
 
-#: Blur radii whose inverse filters the networks see: steps of a third or less, since a filter serves 7% around it well.
-FINE_FILTERS_PX = (3.5, 5.0, 7.0)
-COARSE_FILTERS_PX = (9.0, 12.0, 15.5, 19.5, 24.0, 29.5, 36.0)
+#: Noise that the inverse filters reckon with, (floor, slope in px): hardly any, some, much; see docs/networks.md.
+NOISE_LEVELS = ((3e-4, 60.0), (2e-3, 40.0), (1.2e-2, 20.0))
 
 #: Below the first blur nothing is changed, above the second everything; see docs/networks.md.
 SHARP_GUARD_PX = (1.0, 2.5)
 
 
 def _network(**sizes: Any) -> NetworkConfig:
-    return NetworkConfig(
-        fine_filters_px=FINE_FILTERS_PX, coarse_filters_px=COARSE_FILTERS_PX, sharp_guard_px=SHARP_GUARD_PX, **sizes
-    )
+    return NetworkConfig(noise_levels=NOISE_LEVELS, sharp_guard_px=SHARP_GUARD_PX, **sizes)
 
 
 #: Reaches 10 um at NA 0.75 and 0.325 um pixels with a little to spare, and beyond for what the gate must know.

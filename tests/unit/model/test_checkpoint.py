@@ -13,7 +13,7 @@ from refocus.model.checkpoint import CONFIG, WEIGHTS, ModelPackage, PackageConfi
 from refocus.model.networks import NetworkConfig, build_network
 
 NETWORK = NetworkConfig(
-    widths=(8, 12), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1, coarse_filters_px=(9.0,)
+    widths=(8, 12), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1, noise_levels=((2e-3, 40.0),)
 )
 
 

@@ -31,7 +31,7 @@ def tiny(architecture: Architecture = "residual_unet", channels: int = 1, **more
     )
 
 
-FILTERED = {"fine_filters_px": (3.5,), "coarse_filters_px": (9.0, 15.0)}
+FILTERED = {"noise_levels": ((3e-4, 60.0), (1.2e-2, 20.0))}
 ALL = [
     tiny(),
     tiny("nafnet"),
@@ -119,9 +119,9 @@ def test_a_discriminator_gives_one_score_an_image() -> None:
         {"encoder_blocks": (1,)},
         {"channels": 2},
         {"width": 32},
-        {"architecture": "deep_r", "fine_filters_px": (3.0,)},
+        {"architecture": "deep_r", "noise_levels": ((2e-3, 40.0),)},
         {"sharp_guard_px": (2.0, 1.0)},
-        {"unshuffle": 4, "coarse_filters_px": (9.0,)},
+        {"unshuffle": 4, "noise_levels": ((2e-3, 40.0),)},
     ],
 )
 def test_configs_that_cannot_be_built_are_refused(fields: dict[str, object]) -> None:

@@ -20,7 +20,7 @@ def _package(channels: int = 1, *, stirred: float = 0.0) -> ModelPackage:
         encoder_blocks=(1,),
         decoder_blocks=(1,),
         middle_blocks=1,
-        coarse_filters_px=(9.0,),
+        noise_levels=((2e-3, 40.0),),
     )
     torch.manual_seed(0)
     built = build_network(network)
@@ -95,7 +95,7 @@ def test_the_total_of_each_plane_is_kept(dtype: str) -> None:
     pixels = restore(image, CHANGING, axes="ZYX", precision="fp32").pixels
     assert not np.array_equal(pixels, image)
     # What is clipped at zero is not made up for again.
-    np.testing.assert_allclose(pixels.sum((1, 2), dtype=float), image.sum((1, 2), dtype=float), rtol=5e-3)
+    np.testing.assert_allclose(pixels.sum((1, 2), dtype=float), image.sum((1, 2), dtype=float), rtol=1e-2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

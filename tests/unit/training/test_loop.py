@@ -77,7 +77,7 @@ def test_training_brings_unseen_images_closer_to_focus() -> None:
     optics = OpticsRange(
         blur_radius_px=(2.5, 4.5), in_focus_share=0.0, near_focus_share=0.0, haze_share=0.0, photons_at_peak=(1e4, 1e4)
     )
-    network = TINY.model_copy(update={"fine_filters_px": (3.5,)})
+    network = TINY.model_copy(update={"noise_levels": ((2e-3, 40.0),)})
     trainer = Trainer(recipe(steps=40, learning_rate=5e-3, optics=optics, network=network, ema_decay=0.9))
     list(trainer.run(batches(0, 40)))
     means = trainer.validate([batch(900), batch(901)]).means()
