@@ -1,4 +1,4 @@
-"""From one source to its tiles: plain NumPy over an opened file, two planes in memory at a time."""
+"""From one source to its tiles, with memory bounded by what is read at once and not by the source."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from refocus.data.manifest import IngestSettings, QuarantinedSource, SourceObject, SourceSummary
+from refocus.data.pairing import Pairing, expected_positions, tilt_of
+from refocus.data.series import Series
 from refocus.data.sidecar import Answers, Rule
 from refocus.data.splits import Split, hash_percent, split_of
-from refocus.data.tiles import Kind, Tile, Window, tile_windows
-from refocus.errors import UnsupportedImage
-from refocus.focus.alignment import align, shifts_along
-from refocus.focus.plane import InFocusPlane, focus_curve, peak_of
-from refocus.io.microscopy import ImageSource, check_finite, open_image
+from refocus.data.survey import Survey, survey
+from refocus.data.tiles import Kind, Tile, TileGrid, Window
+from refocus.errors import InputError, UnsupportedImage
+from refocus.focus.measures import DEFAULT_MEASURE
+from refocus.focus.plane import as_grey
+from refocus.io.microscopy import ImageSource, open_image
 from refocus.io.ranged import RangedObject
 from refocus.io.store import ObjectStore
 from refocus.io.zarr import ZarrSource
 from refocus.model.normalisation import Normalisation, estimate
-from refocus.zstack import Acquisition, Modality
+from refocus.zstack import Modality
 
 Image = npt.NDArray[Any]
 
 # A tile whose smoothed structure is below this share of the image's scale is background.
 _BACKGROUND_STRUCTURE = 0.03
-_STORED_DTYPES = {"u1": "uint8", "u2": "uint16", "f4": "float32", "b1": "uint8"}
+_NAMED_TILES = 5
 
 
 @dataclass
@@ -38,36 +41,37 @@ class Extraction:
     source: SourceObject
     specimen: str
     split: Split
+    quarantined: list[QuarantinedSource]
     tiles: Iterator[Tile] = field(default_factory=lambda: iter(()))
     summaries: list[SourceSummary] = field(default_factory=list)
-    quarantined: list[QuarantinedSource] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[Tile]:
-        return self.tiles
 
 
-def extract_source(store: ObjectStore, source: SourceObject, answers: Answers, settings: IngestSettings) -> Extraction:
+def extract_source(
+    store: ObjectStore, source: SourceObject, answers: Answers, settings: IngestSettings,
+    quarantined: list[QuarantinedSource],
+) -> Extraction:  # fmt: skip
     """Open one object and return its tiles.
 
-    What spoils the whole source (unreadable, no structure of planes, nothing in focus) is found before the first
-    tile is yielded.
+    Parameters
+    ----------
+    store : ObjectStore
+    source : SourceObject
+    answers : Answers
+    settings : IngestSettings
+    quarantined : list
+        Takes the parts of the source that are left out, also where in the end none remains.
 
     Raises
     ------
     InputError
-        If the source cannot be used.
+        If the source cannot be used; also while the tiles are taken.
     ObjectChanged
-        If the object is no longer the one that the plan saw.
+        If the object is no longer the one that the plan saw; likewise.
     """
     rule = answers.rule_for(source.key)
     specimen = answers.specimen_for(source.key)
-    extraction = Extraction(source, specimen, split_of(specimen))
-    image = _opened(store, source, rule)
-    reader = _Reader(image, extraction, rule, settings)
-    extraction.tiles = reader.stack_tiles() if "Z" in image.axes else reader.sharp_tiles()
-    first = next(extraction.tiles, None)
-    if first is not None:
-        extraction.tiles = _rejoined(first, extraction.tiles)
+    extraction = Extraction(source, specimen, split_of(specimen), quarantined)
+    extraction.tiles = _Reader(_opened(store, source, rule), extraction, rule, settings).tiles()
     return extraction
 
 
@@ -76,11 +80,6 @@ def _opened(store: ObjectStore, source: SourceObject, rule: Rule) -> ImageSource
         return ZarrSource((store, source.key), name=source.key, answers=rule.acquisition(), axes=rule.axes)
     file: Any = RangedObject(store, source.key, size_bytes=source.size_bytes, etag=source.etag)
     return open_image(file, name=source.key, answers=rule.acquisition(), axes=rule.axes)
-
-
-def _rejoined(first: Tile, rest: Iterator[Tile]) -> Iterator[Tile]:
-    yield first
-    yield from rest
 
 
 class _Reader:
@@ -94,115 +93,142 @@ class _Reader:
         said = image.acquisition.modality
         self.modality: Modality = said or ("brightfield" if "S" in image.axes else "fluorescence")
         self.modality_assumed = said is None
-        self.dropped = 0
-        self.kept = 0
 
-    def sharp_tiles(self) -> Iterator[Tile]:
+    def tiles(self) -> Iterator[Tile]:
+        """Tiles of every channel and time; one of several that cannot be used is quarantined by itself."""
+        read = self.stack_tiles if "Z" in self.image.axes else self.sharp_tiles
+        with self.image:
+            names = list(self._series())
+            for t, c in names:
+                name = self._name(t, c)
+                try:
+                    yield from read(Series(self.image, name, t=t, c=c))
+                except InputError as error:
+                    if len(names) == 1:
+                        raise
+                    self._quarantine(name, type(error).__name__, str(error))
+
+    def sharp_tiles(self, series: Series) -> Iterator[Tile]:
         """Tiles of an image that counts as in focus: its defocus will be simulated."""
-        with self.image:
-            for t, c in self._series():
-                plane = self._plane(0, c, t)
-                self._check_sharp(plane)
-                constants = estimate(plane)
-                self.kept = self.dropped = 0
-                yield from self._cut("sharp", plane, None, constants, name=self._name(t, c))
-                self._summarise("sharp", plane, t, c)
+        thinned = series.thinned(0)
+        constants = estimate(thinned)
+        grid = TileGrid.over(series.height_px, series.width_px, self.settings.tile_px)
+        self._check_sharp(series, grid)
+        cutter = _Cutter(self, series, constants)
+        kept = dropped = 0
+        for rows, columns in grid.blocks(series.window_px):
+            around = grid.around(rows, columns)
+            block = series.read(0, around)
+            for window in (grid.window(row, column) for row in rows for column in columns):
+                pixels = block[window.within(around).slices]
+                if cutter.shows_nothing(pixels) and not cutter.stays(window):
+                    dropped += 1
+                    continue
+                kept += 1
+                yield cutter.tile("sharp", window, pixels)
+        self._summarise("sharp", series, thinned, tiles=kept, background_tiles_dropped=dropped)
 
-    def stack_tiles(self) -> Iterator[Tile]:
-        """Tiles of every plane of a z-stack, each with the in-focus plane at the same place."""
-        planes = self.image.size("Z")
-        if planes < self.settings.minimum_planes:
+    def stack_tiles(self, series: Series) -> Iterator[Tile]:
+        """Tiles of every plane of a z-stack, each with the same place in the plane where it is in focus."""
+        if series.planes < self.settings.minimum_planes:
             raise UnsupportedImage(
-                f"{self.image.name} has {planes} z-plane{'s' if planes > 1 else ''}; training pairs need at least "
-                f"{self.settings.minimum_planes}. Is its first axis Z? A sharp single image is stored without a Z axis."
+                f"{self.image.name} has {series.planes} z-plane{'s' if series.planes > 1 else ''}; training pairs need "
+                f"at least {self.settings.minimum_planes}. Is its first axis Z? A sharp single image is stored without "
+                "a Z axis."
             )
-        with self.image:
-            found = [(t, c, self._focus(t, c)) for t, c in self._series()]
-            for t, c, focus in found:
-                yield from self._pairs(t, c, focus)
+        seen = survey(series, tile_px=self.settings.tile_px, measure=self.settings.focus_measure or DEFAULT_MEASURE)
+        self._check_focus(series, seen)
+        thinned = series.thinned(seen.focus.index)
+        cutter = _Cutter(self, series, estimate(thinned))
+        pairing = Pairing(
+            series, seen, self.settings, shows_nothing=cutter.shows_nothing, stays=cutter.stays,
+            may_clip=self.modality == "brightfield",
+        )  # fmt: skip
+        kept = 0
+        for pair in pairing.pairs():
+            kept += 1
+            yield cutter.tile(
+                "pair",
+                pair.window,
+                pair.pixels,
+                target=pair.target,
+                plane=pair.plane,
+                from_focus=pair.planes_from_focus,
+            )
+        self._quarantine_parts(series, seen, pairing)
+        if not kept:
+            raise UnsupportedImage(f"{series.name} has no tile that could be paired; its parts are in this list.")
+        self._summarise(
+            "pair", series, thinned, tiles=kept, background_tiles_dropped=pairing.left_out.background,
+            in_focus_plane=seen.focus.position, focus_confidence=seen.focus.confidence,
+            focus_at_edge=seen.focus.at_edge, focus_curve=tuple(float(value) for value in seen.focus.curve),
+            in_focus_range=(min(pairing.positions), max(pairing.positions)),
+            tiles_at_edge=len(pairing.left_out.at_edge), tilt_deg=self._tilt_deg(seen),
+            largest_drift_px=pairing.largest_drift_px, largest_residual=pairing.largest_residual,
+        )  # fmt: skip
 
-    def _focus(self, t: int, c: int) -> InFocusPlane:
-        curve = focus_curve(
-            (_grey(self._plane(z, c, t)) for z in range(self.image.size("Z"))),
-            **({"measure": self.settings.focus_measure} if self.settings.focus_measure else {}),
-        )
-        focus = peak_of(curve)
-        if focus.at_edge:
+    def _check_focus(self, series: Series, seen: Survey) -> None:
+        expected = expected_positions(seen.tiles, seen.focus)
+        if seen.focus.at_edge and not ((expected > 0.5) & (expected < series.planes - 1.5)).any():
+            if np.ptp(seen.focus.curve) == 0:
+                raise UnsupportedImage(
+                    f"{series.name} is equally sharp in all its planes: nothing, or saturation, is all that it shows."
+                )
             raise UnsupportedImage(
-                f"{self._name(t, c)} is sharpest at plane {focus.index} of 0..{self.image.size('Z') - 1}, the edge of "
+                f"{series.name} is sharpest at plane {seen.focus.index} of 0..{series.planes - 1}, the edge of "
                 "its range: the focus may lie outside. Take the series again with more range on that side."
             )
-        return focus
 
-    def _pairs(self, t: int, c: int, focus: InFocusPlane) -> Iterator[Tile]:
-        target = self._plane(focus.index, c, t)
-        constants = estimate(target)
-        name = self._name(t, c)
-        self.kept = self.dropped = 0
-        drift, residuals = [0.0], [0.0]
-        before: Image | None = None
-        shifts = shifts_along((_grey(self._plane(z, c, t)) for z in range(self.image.size("Z"))), focus.index)
-        for z in range(self.image.size("Z")):
-            plane = self._plane(z, c, t)
-            if before is not None and np.array_equal(plane, before):
-                self._quarantine(f"{name}#z={z}", "DuplicatedPlane", f"plane {z} equals plane {z - 1} to the bit")
-                continue
-            before = plane
-            if z != focus.index:
-                shift = shifts[z]
-                size_px = float(np.hypot(shift.y_px, shift.x_px))
-                if size_px > self.settings.maximum_drift_px:
-                    self._quarantine(
-                        f"{name}#z={z}", "PlaneDrifted",
-                        f"plane {z} sits {size_px:.1f} px from the in-focus plane; at most "
-                        f"{self.settings.maximum_drift_px} px are taken for drift of the stage",
-                    )  # fmt: skip
-                    continue
-                plane = align(plane, shift)
-                drift.append(size_px)
-                residuals.append(float(shift.residual))
-            yield from self._cut("pair", plane, target, constants, name=name, z=z, focus=focus)
-        self._summarise("pair", target, t, c, focus=focus, drift_px=max(drift), residual=max(residuals))
+    def _quarantine_parts(self, series: Series, seen: Survey, pairing: Pairing) -> None:
+        left, settings = pairing.left_out, self.settings
+        for z, first in seen.copies.items():
+            self._quarantine(f"{series.name}#z={z}", "DuplicatedPlane", f"plane {z} equals plane {first} to the bit")
+        for z, size_px in sorted(left.drifted.items()):
+            self._quarantine(
+                f"{series.name}#z={z}", "PlaneDrifted",
+                f"plane {z} sits {size_px:.1f} px from the in-focus plane; at most {settings.maximum_drift_px} px are "
+                "taken for drift of the stage",
+            )  # fmt: skip
+        for z in sorted(left.unlike):
+            self._quarantine(
+                f"{series.name}#z={z}", "PlaneUnlike",
+                f"on the way from plane {z} to the in-focus plane neighbours share too little to be aligned "
+                f"(residual above {settings.maximum_residual})",
+            )  # fmt: skip
+        for z, count in sorted(left.saturated.items()):
+            self._quarantine(
+                f"{series.name}#z={z}", "SaturatedTiles",
+                f"{count} tiles of plane {z} have more than {settings.maximum_saturated_share:.0%} of their pixels at "
+                f"the camera's full scale, {seen.full_scale}",
+            )  # fmt: skip
+        if left.saturated_targets:
+            self._quarantine(
+                series.name, "SaturatedTiles",
+                f"{series.name}: {left.saturated_targets} tiles are saturated where they are in focus (more than "
+                f"{settings.maximum_saturated_share:.0%} of their pixels at {seen.full_scale}); take the series again "
+                "with less light",
+            )  # fmt: skip
+        if left.at_edge:
+            some = ", ".join(f"({window.y_px}, {window.x_px})" for window in left.at_edge[:_NAMED_TILES])
+            self._quarantine(
+                series.name, "FocusAtEdge",
+                f"{series.name}: {len(left.at_edge)} tiles are sharpest at the first or last plane, so their focus may "
+                f"lie outside; their upper left corners (y, x): {some}{', ...' * bool(left.at_edge[_NAMED_TILES:])}",
+            )  # fmt: skip
 
-    def _cut(
-        self, kind: Kind, plane: Image, target: Image | None, constants: Normalisation, *, name: str,
-        z: int | None = None, focus: InFocusPlane | None = None,
-    ) -> Iterator[Tile]:  # fmt: skip
-        said: Acquisition = self.image.acquisition
-        structure = _structure(_grey(plane if target is None else target), constants)
-        from_focus = None if z is None or focus is None else z - focus.position
-        for window in tile_windows(plane.shape[0], plane.shape[1], self.settings.tile_px):
-            if structure[window.slices].std() < _BACKGROUND_STRUCTURE and not self._keeps(name, window):
-                self.dropped += 1
-                continue
-            self.kept += 1
-            yield Tile(
-                source=name,
-                specimen=self.extraction.specimen,
-                modality=self.modality,
-                kind=kind,
-                pixels=_channels_first(plane, window),
-                target=None if target is None else _channels_first(target, window),
-                offset=constants.offset,
-                scale=constants.scale,
-                y_px=window.y_px,
-                x_px=window.x_px,
-                plane=z,
-                planes_from_focus=from_focus,
-                defocus_um=None if from_focus is None or said.z_step_um is None else from_focus * said.z_step_um,
-                pixel_size_um=said.pixel_size_um,
-                numerical_aperture=said.numerical_aperture,
-                wavelength_um=said.wavelength_um,
-                refractive_index=said.refractive_index,
-            )
+    def _tilt_deg(self, seen: Survey) -> float | None:
+        said, tilt = self.image.acquisition, tilt_of(seen.tiles)
+        if tilt is None or said.z_step_um is None or said.pixel_size_um is None:
+            return None
+        return tilt.angle_deg(z_step_um=said.z_step_um, pixel_size_um=said.pixel_size_um)
 
-    def _keeps(self, name: str, window: Window) -> bool:
-        """Whether this background tile is among the few that stay; the same ones on every run."""
-        return hash_percent(f"{name}|{window.y_px}|{window.x_px}") < 100 * self.settings.background_share
-
-    def _check_sharp(self, plane: Image) -> None:
+    def _check_sharp(self, series: Series, grid: TileGrid) -> None:
         limit = self.rule.minimum_sharpness
-        if limit is not None and (found := sharpness(_grey(plane))) < limit:
+        if limit is None:
+            return
+        blocks = [grid.around(*block) for block in grid.blocks(series.window_px)]
+        found = sharpness(as_grey(series.read(0, window)) for window in blocks)
+        if found < limit:
             raise UnsupportedImage(
                 f"{self.image.name} has sharpness {found:.4g}, below the {limit:.4g} that its folder's rule asks for: "
                 "as a target it would teach networks to leave blur in."
@@ -217,25 +243,14 @@ class _Reader:
         parts = [f"{axis}={n}" for axis, n in (("t", t), ("c", c)) if self.image.size(axis.upper()) > 1]
         return self.extraction.source.key + ("#" + ",".join(parts) if parts else "")
 
-    def _plane(self, z: int, c: int, t: int) -> Image:
-        plane = self.image.plane(z=z, c=c, t=t)
-        check_finite(plane, f"{self._name(t, c)} plane {z}")
-        if plane.ndim == 3 and plane.shape[2] != 3:
-            raise UnsupportedImage(f"{self.image.name} has {plane.shape[2]} colour samples; expected 3 (RGB).")
-        stored = _STORED_DTYPES.get(plane.dtype.str[1:], "float32")
-        return plane.astype(stored, copy=False)
-
     def _quarantine(self, source: str, error: str, reason: str) -> None:
         self.extraction.quarantined.append(QuarantinedSource(source=source, error=error, reason=reason))
 
-    def _summarise(
-        self, kind: Kind, plane: Image, t: int, c: int, *, focus: InFocusPlane | None = None,
-        drift_px: float | None = None, residual: float | None = None,
-    ) -> None:  # fmt: skip
-        top = np.iinfo(plane.dtype).max if plane.dtype.kind == "u" else np.inf
+    def _summarise(self, kind: Kind, series: Series, thinned: Image, **found: Any) -> None:
+        top = np.iinfo(thinned.dtype).max if thinned.dtype.kind == "u" else np.inf
         self.extraction.summaries.append(
             SourceSummary(
-                source=self._name(t, c),
+                source=series.name,
                 specimen=self.extraction.specimen,
                 split=self.extraction.split,
                 kind=kind,
@@ -243,36 +258,79 @@ class _Reader:
                 modality_assumed=self.modality_assumed,
                 shape=self.image.shape,
                 axes=self.image.axes,
-                tiles=self.kept,
-                background_tiles_dropped=self.dropped,
-                in_focus_plane=None if focus is None else focus.position,
-                focus_confidence=None if focus is None else focus.confidence,
-                focus_at_edge=None if focus is None else focus.at_edge,
-                focus_curve=() if focus is None else tuple(float(value) for value in focus.curve),
-                largest_drift_px=drift_px,
-                largest_residual=residual,
-                saturated_share=float(np.mean(plane >= top)),
+                saturated_share=float(np.mean(thinned >= top)),
+                **found,
             )
         )
 
 
-def sharpness(image: Image) -> float:
-    """Mean squared Laplacian of the image over its mean, smoothed by one pixel: compare within one kind of image."""
-    mean = float(image.mean())
-    if mean <= 0:
-        return 0.0
-    return float(np.mean(np.square(ndimage.laplace(ndimage.gaussian_filter(image.astype(np.float64) / mean, 1.0)))))
+class _Cutter:
+    """What all tiles of one series share."""
+
+    def __init__(self, reader: _Reader, series: Series, constants: Normalisation) -> None:
+        said = reader.image.acquisition
+        self._name = series.name
+        self._constants = constants
+        self._background_share = reader.settings.background_share
+        self._z_step_um = said.z_step_um
+        self._target: tuple[Image | None, Image | None] = (None, None)
+        self._shared: dict[str, Any] = {
+            "source": series.name,
+            "specimen": reader.extraction.specimen,
+            "modality": reader.modality,
+            "offset": constants.offset,
+            "scale": constants.scale,
+            "pixel_size_um": said.pixel_size_um,
+            "numerical_aperture": said.numerical_aperture,
+            "wavelength_um": said.wavelength_um,
+            "refractive_index": said.refractive_index,
+        }
+
+    def tile(
+        self, kind: Kind, window: Window, pixels: Image, *, target: Image | None = None, plane: int | None = None,
+        from_focus: float | None = None,
+    ) -> Tile:  # fmt: skip
+        if target is not self._target[0]:
+            # One array for all planes of a tile: whoever writes them writes it once.
+            self._target = (target, None if target is None else _channels_first(target))
+        return Tile(
+            kind=kind,
+            pixels=_channels_first(pixels),
+            target=self._target[1],
+            y_px=window.y_px,
+            x_px=window.x_px,
+            plane=plane,
+            planes_from_focus=from_focus,
+            defocus_um=None if from_focus is None or self._z_step_um is None else from_focus * self._z_step_um,
+            **self._shared,
+        )
+
+    def shows_nothing(self, pixels: Image) -> bool:
+        normalised = (as_grey(pixels) - np.float32(self._constants.offset)) / np.float32(self._constants.scale)
+        # Smoothing takes the noise away: what still varies is specimen.
+        return bool(ndimage.gaussian_filter(normalised.astype(np.float32), 2.0).std() < _BACKGROUND_STRUCTURE)
+
+    def stays(self, window: Window) -> bool:
+        """Whether this background tile is among the few that stay; the same ones on every run."""
+        return hash_percent(f"{self._name}|{window.y_px}|{window.x_px}") < 100 * self._background_share
 
 
-def _grey(plane: Image) -> Image:
-    return plane if plane.ndim == 2 else plane.mean(axis=2)
+def sharpness(parts: Iterator[Image]) -> float:
+    """Mean squared Laplacian of an image over its mean, smoothed by one pixel: compare within one kind of image.
+
+    Parameters
+    ----------
+    parts : iterator of ndarray, shape (rows, columns)
+        The image, or the parts that it was divided into.
+    """
+    energy = total = pixels = 0.0
+    for part in parts:
+        smooth = ndimage.gaussian_filter(part.astype(np.float64), 1.0)
+        energy += float(np.square(ndimage.laplace(smooth)).sum())
+        total += float(part.sum(dtype=np.float64))
+        pixels += part.size
+    return 0.0 if total <= 0 else energy * pixels / total**2
 
 
-def _structure(image: Image, constants: Normalisation) -> npt.NDArray[np.float32]:
-    # Smoothing takes the noise away: what still varies is specimen.
-    return ndimage.gaussian_filter(((image - constants.offset) / constants.scale).astype(np.float32), 2.0)
-
-
-def _channels_first(plane: Image, window: Window) -> Image:
-    tile = plane[window.slices]
+def _channels_first(tile: Image) -> Image:
     return tile[None] if tile.ndim == 2 else np.moveaxis(tile, 2, 0)

@@ -124,24 +124,25 @@ def ingest_unit(store: ObjectStore, prefix: str, plan: IngestPlan, unit: WorkUni
     """
     begun = time.monotonic()
     answers = _answers(plan.sidecars, Rule(**plan.fallback))
-    writer = ShardWriter(store, prefix, unit.name)
     summaries: list[SourceSummary] = []
     quarantined: list[QuarantinedSource] = []
-    for source in unit.sources:
-        try:
-            extraction = extract_source(store, source, answers, plan.settings)
-            for tile in extraction:
-                writer.add(extraction.split, tile)
-            summaries.extend(extraction.summaries)
-            quarantined.extend(extraction.quarantined)
-        except InputError as error:
-            quarantined.append(QuarantinedSource(source=source.key, error=type(error).__name__, reason=str(error)))
+    size_bytes = sum(source.size_bytes for source in unit.sources)
+    with ShardWriter(store, prefix, unit.name, expected_bytes=size_bytes) as writer:
+        for source in unit.sources:
+            try:
+                extraction = extract_source(store, source, answers, plan.settings, quarantined)
+                for tile in extraction.tiles:
+                    writer.add(extraction.split, tile)
+                summaries.extend(extraction.summaries)
+            except InputError as error:
+                quarantined.append(QuarantinedSource(source=source.key, error=type(error).__name__, reason=str(error)))
+        shards = writer.finish()
     receipt = Receipt(
         unit=unit.name,
-        shards=writer.close(),
+        shards=shards,
         sources=tuple(summaries),
         quarantined=tuple(quarantined),
-        bytes_read=sum(source.size_bytes for source in unit.sources),
+        bytes_read=size_bytes,
         seconds=time.monotonic() - begun,
     )
     store.put(f"{prefix}{RECEIPTS}{unit.name}.json", receipt.model_dump_json().encode())

@@ -47,6 +47,12 @@ class IngestSettings(_Record):
         Share of tiles without any structure that is kept, so that networks know background too.
     maximum_drift_px : float
         Planes that have drifted further than this from the in-focus plane are quarantined; nearer ones are aligned.
+    maximum_residual : float
+        Planes that share less with their neighbours than this leaves (`refocus.focus.alignment.Shift`) cannot be
+        aligned and are quarantined.
+    maximum_saturated_share : float
+        Tiles with more pixels than that at the camera's full scale are quarantined, as inputs and as targets; not in
+        brightfield, whose empty background is white.
     focus_measure : str or None
         Name of the sharpness measure; None for the default of ``refocus.focus``.
     unit_bytes : int
@@ -57,6 +63,8 @@ class IngestSettings(_Record):
     minimum_planes: int = Field(default=3, ge=2)
     background_share: float = Field(default=0.1, ge=0, le=1)
     maximum_drift_px: float = Field(default=8.0, gt=0)
+    maximum_residual: float = Field(default=0.9, gt=0, le=1)
+    maximum_saturated_share: float = Field(default=0.25, ge=0, le=1)
     focus_measure: str | None = None
     unit_bytes: int = Field(default=8 * 2**20, ge=1)
 
@@ -99,7 +107,21 @@ class QuarantinedSource(_Record):
 
 
 class SourceSummary(_Record):
-    """What became of one source: the numbers that the quality report shows."""
+    """What became of one source: the numbers that the quality report shows.
+
+    Parameters
+    ----------
+    in_focus_plane : float or None
+        Of the whole plane; tiles are paired with their own.
+    in_focus_range : tuple of float or None
+        Lowest and highest in-focus plane of the tiles that were used.
+    tiles_at_edge : int
+        Tiles that are sharpest at the first or last plane: quarantined.
+    tilt_deg : float or None
+        Of the plane through the tiles' in-focus positions, where spacings are known.
+    saturated_share : float
+        Of the in-focus plane's pixels.
+    """
 
     source: str
     specimen: str
@@ -115,6 +137,9 @@ class SourceSummary(_Record):
     focus_confidence: float | None = None
     focus_at_edge: bool | None = None
     focus_curve: tuple[float, ...] = ()
+    tiles_at_edge: int = 0
+    in_focus_range: tuple[float, float] | None = None
+    tilt_deg: float | None = None
     largest_drift_px: float | None = None
     largest_residual: float | None = None
     saturated_share: float = 0.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -85,8 +86,8 @@ class Tile:
         name = f"{self.source}|{self.plane}|{self.y_px}|{self.x_px}|{self.pixels.shape}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
-    def row(self) -> dict[str, Any]:
-        """Return the tile as a row of `TILE_SCHEMA`."""
+    def row(self, *, target: bytes | None = None) -> dict[str, Any]:
+        """Return the tile as a row of `TILE_SCHEMA`; `target` saves a copy where its bytes are there already."""
         channels, height, width = self.pixels.shape
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pixels", "target")}
         return plain | {
@@ -95,8 +96,8 @@ class Tile:
             "height": height,
             "width": width,
             "dtype": self.pixels.dtype.name,
-            "pixels": np.ascontiguousarray(self.pixels).tobytes(),
-            "target": None if self.target is None else np.ascontiguousarray(self.target).tobytes(),
+            "pixels": self.pixels.tobytes(),
+            "target": self.target.tobytes() if target is None and self.target is not None else target,
         }
 
     @classmethod
@@ -125,17 +126,73 @@ class Window:
         """Rows and columns, to index an array with."""
         return slice(self.y_px, self.y_px + self.height_px), slice(self.x_px, self.x_px + self.width_px)
 
+    def within(self, other: Window) -> Window:
+        """Return the same rectangle, counted from the corner of `other`."""
+        return Window(self.y_px - other.y_px, self.x_px - other.x_px, self.height_px, self.width_px)
 
-def tile_windows(height_px: int, width_px: int, tile_px: int) -> Iterator[Window]:
-    """Yield windows that cover an image without leaving a rim.
+    @property
+    def size_px(self) -> int:
+        """How many pixels it holds."""
+        return self.height_px * self.width_px
 
-    The last row and column of windows are moved inwards, so they overlap their neighbours instead of
-    being smaller; an image smaller than a tile is one window.
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """Tiles that cover an image without leaving a rim, in rows and columns.
+
+    The last row and column are moved inwards, so they overlap their neighbours instead of being smaller; an image
+    smaller than a tile is one tile.
+
+    Parameters
+    ----------
+    tops_px, lefts_px : tuple of int
+        Where the rows and columns of tiles begin.
+    height_px, width_px : int
+        Of every tile.
     """
-    height, width = min(tile_px, height_px), min(tile_px, width_px)
-    for y in _starts(height_px, height):
-        for x in _starts(width_px, width):
-            yield Window(y, x, height, width)
+
+    tops_px: tuple[int, ...]
+    lefts_px: tuple[int, ...]
+    height_px: int
+    width_px: int
+
+    @classmethod
+    def over(cls, height_px: int, width_px: int, tile_px: int) -> TileGrid:
+        """Cover an image with tiles of `tile_px`."""
+        height, width = min(tile_px, height_px), min(tile_px, width_px)
+        return cls(tuple(_starts(height_px, height)), tuple(_starts(width_px, width)), height, width)
+
+    def window(self, row: int, column: int) -> Window:
+        """Return one tile's place."""
+        return Window(self.tops_px[row], self.lefts_px[column], self.height_px, self.width_px)
+
+    def around(self, rows: range, columns: range) -> Window:
+        """Return the rectangle that neighbouring tiles fill together."""
+        top, left = self.tops_px[rows[0]], self.lefts_px[columns[0]]
+        bottom, right = self.tops_px[rows[-1]] + self.height_px, self.lefts_px[columns[-1]] + self.width_px
+        return Window(top, left, bottom - top, right - left)
+
+    def blocks(self, most_px: int) -> Iterator[tuple[range, range]]:
+        """Divide the grid into blocks of rows and columns that hold at most `most_px` pixels, or a single tile.
+
+        Whole rows stay together as long as one of them fits: files hold their pixels row by row.
+        """
+        rows, columns = range(len(self.tops_px)), range(len(self.lefts_px))
+        row_fits = self.around(rows[:1], columns).size_px <= most_px
+        for some_rows in _runs(rows, lambda part: row_fits and self.around(part, columns).size_px <= most_px):
+            for some_columns in _runs(columns, partial(self._fits, some_rows, most_px)):
+                yield some_rows, some_columns
+
+    def _fits(self, rows: range, most_px: int, columns: range) -> bool:
+        return self.around(rows, columns).size_px <= most_px
+
+
+def _runs(numbers: range, fits: Callable[[range], bool]) -> Iterator[range]:
+    first = 0
+    for stop in range(1, len(numbers) + 1):
+        if stop == len(numbers) or not fits(numbers[first : stop + 1]):
+            yield numbers[first:stop]
+            first = stop
 
 
 def _starts(length: int, window: int) -> Iterator[int]:

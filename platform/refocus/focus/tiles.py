@@ -92,13 +92,27 @@ def focus_map(planes: Iterable[npt.NDArray[Any]], *, tile_px: int = 128, measure
     if not values:
         raise InputError("a focus map got no plane; expected at least one.")
     curves = np.stack(values) * drift_correction(np.asarray(means), measure)[:, None, None]
-    peaks = [[peak_of(curves[:, row, column]) for column in range(len(columns) - 1)] for row in range(len(rows) - 1)]
+    return map_of_curves(curves, (rows[:-1] + rows[1:] - 1) / 2, (columns[:-1] + columns[1:] - 1) / 2)
+
+
+def map_of_curves(
+    curves: npt.NDArray[np.float64], center_y_px: npt.NDArray[np.float64], center_x_px: npt.NDArray[np.float64]
+) -> FocusMap:
+    """Find the peaks of curves that were measured tile by tile.
+
+    Parameters
+    ----------
+    curves : ndarray, shape (planes, rows, columns)
+        Drift of the illumination taken out.
+    center_y_px, center_x_px : ndarray, shapes (rows,) and (columns,)
+    """
+    peaks = [[peak_of(curve) for curve in row] for row in np.moveaxis(curves, 0, -1)]
     return FocusMap(
         position=np.array([[peak.position for peak in row] for row in peaks]),
         confidence=np.array([[peak.confidence for peak in row] for row in peaks]),
         at_edge=np.array([[peak.at_edge for peak in row] for row in peaks]),
-        center_y_px=(rows[:-1] + rows[1:] - 1) / 2,
-        center_x_px=(columns[:-1] + columns[1:] - 1) / 2,
+        center_y_px=center_y_px,
+        center_x_px=center_x_px,
         curves=curves,
     )
 
