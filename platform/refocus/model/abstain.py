@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -152,9 +153,10 @@ class RangeGate(BaseModel):
         if min(grey.shape) < 64:
             # Too small for scales to be told apart; only the plain checks speak.
             return tuple(reasons)
-        if structure_excess(grey) < self.least_structure:
+        octaves = _Octaves.of(grey)
+        if octaves.excess(grey.size) < self.least_structure:
             return (*reasons, "no_structure")
-        standard = (features_of(grey) - np.array(self.centre)) / np.array(self.spread)
+        standard = (_features(grey, octaves) - np.array(self.centre)) / np.array(self.spread)
         if float(expand(standard) @ np.array(self.weights)) > self.threshold:
             reasons.append("out_of_range")
         precision = np.array(self.precision).reshape(len(FEATURES), -1)
@@ -170,13 +172,7 @@ def features_of(tile: Image) -> npt.NDArray[np.float64]:
     last number is log10 of variance over noise variance. None depends on the unit of intensity.
     """
     tile = np.asarray(tile, np.float64)
-    variance = noise_of(tile) ** 2
-    energy, noise = _octaves(tile, variance)
-    total = max(float(energy.sum()), 1e-30)
-    # A share below its noise by far cannot be known better than this.
-    share = np.maximum(energy - noise, 0.02 * noise + 1e-6 * total) / total
-    ratio = max(total - float(noise.sum()), 1e-3 * float(noise.sum()) + 1e-12 * total) / max(noise.sum(), 1e-9 * total)
-    return np.concatenate([np.log10(share), _rings(tile, variance), [np.log10(ratio)]])
+    return _features(tile, _Octaves.of(tile))
 
 
 def structure_excess(tile: Image) -> float:
@@ -185,10 +181,7 @@ def structure_excess(tile: Image) -> float:
     The noise is known to about 2%, which bounds how faint a structure can be told from it.
     """
     tile = np.asarray(tile, np.float64)
-    energy, noise = _octaves(tile, noise_of(tile) ** 2)
-    independent = tile.size / 4.0 ** np.arange(len(energy))
-    uncertain = noise * np.sqrt(2.0 / np.maximum(independent, 1.0) + 0.02**2)
-    return float(np.max((energy - noise) / np.maximum(uncertain, 1e-30)))
+    return _Octaves.of(tile).excess(tile.size)
 
 
 def expand(standard: Image) -> Image:
@@ -198,35 +191,64 @@ def expand(standard: Image) -> Image:
     return np.concatenate([standard, standard[..., i] * standard[..., j], one], axis=-1)
 
 
-def _octaves(tile: Image, variance: float) -> tuple[Image, Image]:
-    """Energy of each octave and of what remains, and what white noise contributes to each."""
-    energy, noise = [], []
-    level = tile - tile.mean()
-    for _ in range(_OCTAVES):
-        detail = level - ndimage.gaussian_filter(level, 1.0, mode="reflect")
-        energy.append(float(np.mean(detail**2)))
-        noise.append(variance * _NOISE_GAIN)
-        y, x = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
-        level = level[:y, :x].reshape(y // 2, 2, x // 2, 2).mean((1, 3))
-        variance /= 4.0
-    energy.append(float(level.var()))
-    noise.append(variance)
-    return np.array(energy), np.array(noise)
+def _features(tile: Image, octaves: _Octaves) -> npt.NDArray[np.float64]:
+    energy, noise = octaves.energy, octaves.noise
+    total = max(float(energy.sum()), 1e-30)
+    # A share below its noise by far cannot be known better than this.
+    share = np.maximum(energy - noise, 0.02 * noise + 1e-6 * total) / total
+    ratio = max(total - float(noise.sum()), 1e-3 * float(noise.sum()) + 1e-12 * total) / max(noise.sum(), 1e-9 * total)
+    return np.concatenate([np.log10(share), _rings(tile, octaves.noise_variance), [np.log10(ratio)]])
+
+
+@dataclass(frozen=True, slots=True)
+class _Octaves:
+    """Energy of each octave of a tile and of what remains, and what white noise contributes to each."""
+
+    noise_variance: float
+    energy: Image
+    noise: Image
+
+    @classmethod
+    def of(cls, tile: Image) -> _Octaves:
+        noise_variance = variance = noise_of(tile) ** 2
+        energy, noise = [], []
+        level = tile - tile.mean()
+        for _ in range(_OCTAVES):
+            detail = level - ndimage.gaussian_filter(level, 1.0, mode="reflect")
+            energy.append(float(np.mean(detail**2)))
+            noise.append(variance * _NOISE_GAIN)
+            y, x = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
+            level = level[:y, :x].reshape(y // 2, 2, x // 2, 2).mean((1, 3))
+            variance /= 4.0
+        energy.append(float(level.var()))
+        noise.append(variance)
+        return cls(noise_variance, np.array(energy), np.array(noise))
+
+    def excess(self, pixels: int) -> float:
+        independent = pixels / 4.0 ** np.arange(len(self.energy))
+        uncertain = self.noise * np.sqrt(2.0 / np.maximum(independent, 1.0) + 0.02**2)
+        return float(np.max((self.energy - self.noise) / np.maximum(uncertain, 1e-30)))
 
 
 def _rings(tile: Image, noise: float) -> Image:
     """Log10 of the share of each ring of the power spectrum, in energy per octave of frequency."""
-    height, width = tile.shape
-    taper = np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]
+    taper, ring, inside, count = _ring_grid(*tile.shape)
     power = np.abs(np.fft.rfft2((tile - tile.mean()) * taper)) ** 2 / np.sum(taper**2)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    ring = np.searchsorted(_RINGS, frequency) - 1
-    inside = (ring >= 0) & (ring < len(_RINGS) - 1)
-    count = np.maximum(np.bincount(ring[inside], minlength=len(_RINGS) - 1), 1)
-    mean = np.bincount(ring[inside], power[inside], minlength=len(_RINGS) - 1) / count
+    mean = np.bincount(ring, power[inside], minlength=len(_RINGS) - 1) / count
     signal = np.maximum(mean - noise, noise * np.maximum(0.01, 1.0 / np.sqrt(count)))
     share = signal * _RINGS[1:] * _RINGS[:-1]
     return np.log10(share / max(float(share.sum()), 1e-30) + 1e-6)
+
+
+@lru_cache(maxsize=4)
+def _ring_grid(height_px: int, width_px: int) -> tuple[Image, Image, Image, Image]:
+    """Taper, and which ring each frequency of an ``rfft2`` belongs to: the same for all tiles of a shape."""
+    taper = np.hanning(height_px + 2)[1:-1, None] * np.hanning(width_px + 2)[1:-1]
+    frequency = np.hypot(np.fft.fftfreq(height_px)[:, None], np.fft.rfftfreq(width_px))
+    ring = np.searchsorted(_RINGS, frequency) - 1
+    inside = (ring >= 0) & (ring < len(_RINGS) - 1)
+    count = np.maximum(np.bincount(ring[inside], minlength=len(_RINGS) - 1), 1)
+    return taper, ring[inside], inside, count
 
 
 def fit_gate(
