@@ -105,7 +105,8 @@ class Client:
 
         Parameters
         ----------
-        image : ndarray of uint8, uint16 or float32
+        image : ndarray
+            Integers of 8, 16 or 32 bit, or floats of 32 or 64:
             (Y, X), (Y, X, 3), or with leading axes, whose planes are restored one by one.
         pixel_size_um : float, optional
         **options

@@ -20,7 +20,7 @@ def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container)
     planes, description = answer.planes, image.description
     if answer.half_width is not None:
         widths = answer.half_width
-        if planes.dtype.kind == "u":
+        if planes.dtype.kind in "ui":
             # Rounded up: an interval must not shrink on its way.
             widths = np.ceil(widths).clip(0, np.iinfo(planes.dtype).max)
         planes = np.concatenate([planes, widths.astype(planes.dtype)])

@@ -10,7 +10,8 @@ from refocus.wire.problem import Problem
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "required": True,
-    "description": "A TIFF, OME-TIFF, PNG or JPEG image: grey or RGB, 8 or 16 bit, or 32-bit float TIFF. "
+    "description": "A TIFF, OME-TIFF, PNG or JPEG image: grey or RGB, 8 or 16 bit; as TIFF also signed, "
+    "32-bit, or float of 32 or 64 bit. "
     "Raw, or as the one file of a form.",
     "content": {
         "image/tiff": _IMAGE,

@@ -95,7 +95,7 @@ def from_array(pixels: npt.NDArray[Any], *, pixel_size_um: float | None = None) 
 
     Parameters
     ----------
-    pixels : ndarray of uint8, uint16 or float32
+    pixels : ndarray, of one of `refocus.wire.image.DTYPES`
         (Y, X), (Y, X, 3), (..., Y, X) or (..., Y, X, 3): a last axis of length 3 is colour.
     pixel_size_um : float or None
     """

@@ -18,7 +18,7 @@ CONTAINERS: tuple[Container, ...] = get_args(Container)
 MEDIA_TYPES: dict[Container, str] = {"tiff": "image/tiff", "png": "image/png", "jpeg": "image/jpeg"}
 
 #: Pixel types that go in and come back.
-DTYPES = ("uint8", "uint16", "float32")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
 class ImageLimits(BaseModel):
@@ -87,7 +87,7 @@ class WireImage:
 
     Parameters
     ----------
-    planes : ndarray of uint8, uint16 or float32
+    planes : ndarray, of one of `DTYPES`
         (P, Y, X) grey, or (P, Y, X, 3) colour. Every page of a TIFF is a plane, in file order.
     container : {'tiff', 'png', 'jpeg'}
         The format it came in, and goes back in unless something else is asked for.

@@ -170,9 +170,9 @@ def _pixel_size_from_phys(chunks: tuple[tuple[bytes, bytes], ...]) -> float | No
 
 def encode_png(image: WireImage, provenance: Provenance | None) -> bytes:
     """Return `image` as a PNG with the chunks it came with and one text chunk of provenance."""
-    if image.planes.shape[0] != 1 or image.planes.dtype == np.float32:
+    if image.planes.shape[0] != 1 or image.planes.dtype not in (np.uint8, np.uint16):
         raise UnsupportedImage(
-            f"A PNG holds one plane of 8 or 16 bit; the image has {image.planes.shape[0]} planes of "
+            f"A PNG holds one plane of 8 or 16 bit, unsigned; the image has {image.planes.shape[0]} planes of "
             f"{image.planes.dtype}. Ask for image/tiff."
         )
     pixels = image.planes[0]

@@ -16,9 +16,15 @@ from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage
 from refocus.wire.provenance import described
 from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
 
-_KINDS = {(1, 8): "uint8", (1, 16): "uint16", (3, 32): "float32"}
+# TIFF 6.0, SampleFormat: 1 unsigned, 2 signed, 3 float.
+_KINDS = {
+    (1, 8): "uint8", (1, 16): "uint16", (1, 32): "uint32",
+    (2, 8): "int8", (2, 16): "int16", (2, 32): "int32",
+    (3, 32): "float32", (3, 64): "float64",
+}  # fmt: skip
 _GREY = (0, 1)
 _RGB = (2, 6)
+_PALETTE = 3
 _RESOLUTION_TAGS = frozenset({282, 283, 296})
 _MAX_TAG_BYTES = 16 * 2**20
 
@@ -44,7 +50,7 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "save it as an ordinary TIFF stack."
         )
     planes, alpha = _read(body, header)
-    if planes.dtype == np.float32 and not bool(np.isfinite(planes).all()):
+    if planes.dtype.kind == "f" and not bool(np.isfinite(planes).all()):
         raise UnsupportedImage("The image holds values that are NaN or infinite; replace them first.")
     return WireImage(
         planes,
@@ -65,18 +71,28 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
 
 
 def _check_kind(page: Directory) -> None:
+    if page.bits == 1:
+        raise UnsupportedImage(
+            f"Page {page.index} of the TIFF is black and white (1 bit); there is no blur in it to undo. Send the image "
+            "that it was made from."
+        )
+    if page.photometric == _PALETTE:
+        raise UnsupportedImage(
+            f"Page {page.index} of the TIFF has a colour map. Send grey levels without it, or convert it to RGB, which "
+            "is what would come back."
+        )
     if (page.sample_format, page.bits) not in _KINDS:
         kind = {1: "unsigned", 2: "signed", 3: "float"}.get(page.sample_format, f"format {page.sample_format}")
         raise UnsupportedImage(
-            f"Page {page.index} of the TIFF holds {page.bits}-bit {kind} samples; expected 8 or 16 bit unsigned, or "
-            "32 bit float. Convert it, keeping its intensity scale."
+            f"Page {page.index} of the TIFF holds {page.bits}-bit {kind} samples; expected integers of 8, 16 "
+            "or 32 bit, or floats of 32 or 64. Convert it, keeping its intensity scale."
         )
     color = page.photometric in _RGB and page.samples in (3, 4)
     grey = page.photometric in _GREY and page.samples in (1, 2)
     if not (color or grey):
         raise UnsupportedImage(
             f"Page {page.index} of the TIFF has photometric interpretation {page.photometric} with {page.samples} "
-            "samples a pixel; expected grey or RGB. Send channels as pages, and colour maps as RGB."
+            "samples a pixel; expected grey or RGB. Send channels as pages."
         )
 
 

@@ -11,7 +11,7 @@ import tifffile
 
 from refocus.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from refocus.wire.codec import decode, encode, from_array, sniff
-from refocus.wire.image import ImageLimits, Provenance
+from refocus.wire.image import DTYPES, ImageLimits, Provenance
 
 from .conftest import tiff_bytes
 
@@ -95,10 +95,33 @@ def test_pages_of_different_shapes_are_refused_by_name(grey16):
         decode(sink.getvalue())
 
 
-@pytest.mark.parametrize("dtype", ["int16", "uint32", "float64", "bool"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": True}, {"byteorder": ">"}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_pixel_type_comes_back_as_it_went_in(dtype, options):
+    generator = np.random.default_rng(3)
+    if np.dtype(dtype).kind == "f":
+        pixels = generator.normal(0, 1e6, (19, 23)).astype(dtype)
+    else:
+        limits = np.iinfo(dtype)
+        pixels = generator.integers(limits.min, limits.max, (19, 23), dtype, endpoint=True)
+    answer = encode(decode(tiff_bytes(pixels, **options)), None, PROVENANCE)
+    back = tifffile.imread(io.BytesIO(answer))
+    assert back.dtype == pixels.dtype
+    np.testing.assert_array_equal(back, pixels)
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "float16", "complex64"])
 def test_pixel_types_that_cannot_come_back_are_refused(dtype):
-    with pytest.raises(UnsupportedImage, match="8 or 16 bit unsigned"):
+    with pytest.raises(UnsupportedImage, match="integers of 8, 16 or 32 bit"):
         decode(tiff_bytes(np.zeros((8, 8), dtype)))
+
+
+def test_images_without_grey_levels_are_refused_with_what_to_send_instead():
+    with pytest.raises(UnsupportedImage, match=r"black and white.*made from"):
+        decode(tiff_bytes(np.zeros((8, 8), bool)))
+    colors = np.arange(3 * 256, dtype=np.uint16).reshape(3, 256)
+    with pytest.raises(UnsupportedImage, match=r"colour map.*convert it to RGB"):
+        decode(tiff_bytes(np.zeros((8, 8), np.uint8), photometric="palette", colormap=colors))
 
 
 def test_values_that_are_no_numbers_are_refused():
