@@ -25,6 +25,7 @@ REACH_PX = 128
 GAIN = 6.0
 _IN_FOCUS_FLOOR = 2.5e-3
 _GRID_PX = 320
+_SHARES = 64
 
 
 class InverseFilters(nn.Module):
@@ -130,6 +131,8 @@ def _rungs(radius_px: Tensor) -> Tensor:
     """Position on the ladder; from -1, no filter, at 0 px in a straight line to 0 at the first rung."""
     step = math.log(RADII_PX[1] / RADII_PX[0])
     climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / step
+    # A radius that is a rung must not ask for the next rung's filters, too, because of the last bit.
+    climbed = (climbed * _SHARES).round() / _SHARES
     return torch.where(radius_px < RADII_PX[0], radius_px / RADII_PX[0] - 1.0, climbed).clamp(max=len(RADII_PX) - 1)
 
 
@@ -151,6 +154,9 @@ def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
 
 def _continued(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Continue [C, H, W] by reflection to `size`, `REACH_PX` of it in front."""
+    below, right = size[0] - image.shape[-2] - REACH_PX, size[1] - image.shape[-1] - REACH_PX
+    if below < image.shape[-2] and right < image.shape[-1]:
+        return F.pad(image, (REACH_PX, right, REACH_PX, below), mode="reflect")
     for axis, wanted in zip((-2, -1), size, strict=True):
         image = image.index_select(axis, mirrored(image.shape[axis], wanted, REACH_PX, image.device))
     return image
