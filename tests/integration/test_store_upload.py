@@ -40,3 +40,15 @@ def test_a_folder_without_files_is_an_error(store, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="no file"):
         upload(store, tmp_path / "empty", "raw")
+
+
+def test_a_large_file_goes_in_parts_and_is_kept_the_second_time(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("refocus.io.store.PART_BYTES", 5 * 2**20)
+    data = bytes(range(256)) * (12 * 2**20 // 256)
+    (tmp_path / "stack.tif").write_bytes(data)
+    assert upload(store, tmp_path, "raw/") == (1, 0)
+    assert store.get("raw/stack.tif") == data
+    assert upload(store, tmp_path, "raw/") == (0, 1)
+    (tmp_path / "stack.tif").write_bytes(data[::-1])
+    assert upload(store, tmp_path, "raw/") == (1, 0)
+    assert store.get("raw/stack.tif") == data[::-1]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from botocore import exceptions as boto
@@ -29,7 +31,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 20.0
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403", "401"}
 _MISSING = {"NoSuchKey", "NotFound", "404"}
 _LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-
+#: Files of that size or more are sent in parts: a broken connection costs one, and 5 GB is the most of one PUT.
+PART_BYTES = 64 * 2**20
 
 Answer = TypeVar("Answer")
 
@@ -178,6 +181,20 @@ class ObjectStore:
         """Write an object, whatever was there, and return its ETag."""
         return self._put(key, data)
 
+    def put_file(self, key: str, path: Path) -> str:
+        """Write a file of any size, in parts where it is large, and return its ETag, which `etag_of_file` foretells."""
+        from boto3.exceptions import S3UploadFailedError
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=2)
+        with self._translated(key):
+            try:
+                self._client.upload_file(str(path), self.settings.bucket, key, Config=parts)
+            except S3UploadFailedError as error:
+                # boto3 wraps what happened in a text of its own.
+                raise error.__context__ or error from None
+        return self.head(key).etag
+
     def create(self, key: str, data: bytes) -> str:
         """Write an object that must not be there yet, and return its ETag.
 
@@ -281,6 +298,19 @@ class _BrokenBodyError(StoreUnreachable):
 
 class _NotModifiedError(StoreError):
     """304: the object still is the one that the caller has."""
+
+
+def etag_of_file(path: Path) -> str:
+    """Return the ETag, without quotes, that `ObjectStore.put_file` gives a file: an MD5, of parts if it is large."""
+    with path.open("rb") as file:
+        if path.stat().st_size < PART_BYTES:
+            return hashlib.file_digest(file, _md5).hexdigest()
+        parts = [_md5(part).digest() for part in iter(lambda: file.read(PART_BYTES), b"")]
+    return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+
+def _md5(data: bytes = b"") -> hashlib._Hash:
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 def _was_retried(error: BaseException | None) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from refocus.errors import ConfigurationError
-from refocus.io.store import ObjectStore
+from refocus.io.store import ObjectStore, etag_of_file
 
 _PARALLEL_REQUESTS = 8
 # Hidden by their name only: without them a folder of chunks is no OME-Zarr 0.4.
@@ -17,7 +16,7 @@ _ZARR_METADATA = frozenset({".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
     """Send a file, or a folder with all below it, and return how many objects were sent and kept.
 
-    An object whose ETag is the MD5 of the file's bytes is kept. Hidden files are left out, those of Zarr excepted.
+    An object whose ETag follows from the file's bytes is kept. Hidden files are left out, those of Zarr excepted.
 
     Raises
     ------
@@ -36,10 +35,9 @@ def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
 
     def send(item: tuple[str, Path]) -> bool:
         key, path = item
-        data = path.read_bytes()
-        if there.get(key) == hashlib.md5(data, usedforsecurity=False).hexdigest():
+        if there.get(key) == etag_of_file(path):
             return False
-        store.put(key, data)
+        store.put_file(key, path)
         return True
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
