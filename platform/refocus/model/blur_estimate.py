@@ -195,6 +195,8 @@ class _Spectra(NamedTuple):
 
 def _spectra(windows: Tensor) -> _Spectra:
     height, width = windows.shape[-2:]
+    # Squares of squares would leave float32's range in units such as 1e-12.
+    windows = windows / windows.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
     taper = (taper / taper.square().mean().sqrt()).to(windows.device)
     level = (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()
