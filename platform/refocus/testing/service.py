@@ -20,6 +20,7 @@ from refocus.registry.catalog import Catalog
 from refocus.testing.cluster import LocalCluster, free_ports
 
 TINY = NetworkConfig(widths=(4, 4), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
+TINY_RGB = TINY.model_copy(update={"channels": 3})
 _GRACE_S = 30.0
 
 

@@ -1,32 +1,16 @@
-"""A registry on an in-process S3, and packages small enough to build in milliseconds."""
+"""Packages small enough to build in milliseconds, and evaluations of them."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pytest
-import torch
-from moto import mock_aws
-from pydantic import SecretStr
-
-from refocus.io.settings import StoreSettings
-from refocus.io.store import ObjectStore
-from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.checkpoint import ModelPackage
 from refocus.model.evaluation import EvaluationReport, Measurement, Provenance, Score, Speed
-from refocus.model.networks import NetworkConfig, build_network
-from refocus.registry.catalog import Catalog
-
-TINY = NetworkConfig(widths=(4, 4), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
+from refocus.testing.service import tiny_package
 
 
-def package(seed: int = 0, report: EvaluationReport | None = None, name: str = "tiny") -> ModelPackage:
-    torch.manual_seed(seed)
-    network = build_network(TINY)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(0.01 * torch.randn_like(weight))
-    config = PackageConfig(name=name, modality="fluorescence", network=TINY, largest_blur_px=8.0, halo_px=16)
-    made = ModelPackage.of(network, config)
+def package(seed: int = 0, report: EvaluationReport | None = None) -> ModelPackage:
+    made = tiny_package(seed, name="tiny")
     evaluation = {} if report is None else report.model_dump(mode="json")
     return ModelPackage(made.config, made.weights, {"run": "run-1", "dataset": "plates/v1"}, evaluation)
 
@@ -67,24 +51,3 @@ def report(
             created=datetime(2026, 1, 1, tzinfo=UTC), commit="0", machine="test", images="plates/v1", seed=0
         ),
     )
-
-
-@pytest.fixture(scope="session")
-def in_process_store():
-    with mock_aws():
-        settings = StoreSettings(bucket="registry-test", access_key="a", secret_key=SecretStr("b"), attempts=1)
-        store = ObjectStore(settings)
-        store.create_bucket()
-        yield store
-
-
-@pytest.fixture
-def store(in_process_store):
-    yield in_process_store
-    for entry in list(in_process_store.list()):
-        in_process_store.delete(entry.key)
-
-
-@pytest.fixture
-def catalog(store) -> Catalog:
-    return Catalog(store)

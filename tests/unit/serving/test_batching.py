@@ -9,19 +9,18 @@ import torch
 
 from refocus.model.restore import LoadedModel
 from refocus.serving.batching import BatchingModel
-
-from .conftest import package
+from refocus.testing.service import tiny_package
 
 
 @pytest.fixture
 def model():
-    model = BatchingModel(package(1), device="cpu", precision="fp32", pixels_per_batch=4 * 64 * 64)
+    model = BatchingModel(tiny_package(1, name="tiny"), device="cpu", precision="fp32", pixels_per_batch=4 * 64 * 64)
     yield model
     model.close()
 
 
 def test_many_threads_get_what_each_would_get_alone(model):
-    alone = LoadedModel(package(1), device="cpu", precision="fp32")
+    alone = LoadedModel(tiny_package(1, name="tiny"), device="cpu", precision="fp32")
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 4000, (1, 48 + 8 * (n % 3), 64)).astype(np.uint16) for n in range(24)]
     with ThreadPoolExecutor(8) as pool:

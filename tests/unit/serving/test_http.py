@@ -13,10 +13,9 @@ from refocus.serving.config import ServingConfig
 from refocus.serving.http import make_app
 from refocus.serving.local import LocalBackend
 from refocus.serving.restorer import Restorer
+from refocus.testing.service import crown, tiny_package
 from refocus.wire import headers
 from refocus.wire.image import ImageLimits
-
-from .conftest import crown, package
 
 
 def tiff(pixels: np.ndarray, **options) -> bytes:
@@ -45,9 +44,9 @@ def test_a_tiff_comes_back_restored_in_its_own_format_size_and_type(service, gre
     response = client.post("/v1/refocus", content=tiff(grey), headers={"X-Correlation-Id": "mine-1"})
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/tiff"
-    expected = restore(grey, package(1), device="cpu", precision="fp32").pixels
+    expected = restore(grey, tiny_package(1, name="tiny"), device="cpu", precision="fp32").pixels
     np.testing.assert_array_equal(tifffile.imread(io.BytesIO(response.content)), expected)
-    assert response.headers[headers.MODEL_DIGEST] == package(1).digest
+    assert response.headers[headers.MODEL_DIGEST] == tiny_package(1, name="tiny").digest
     assert response.headers[headers.CORRELATION_ID] == "mine-1"
     stages = headers.parse_server_timing(response.headers[headers.SERVER_TIMING])
     assert set(stages) == {"decode", "queue", "model", "encode"}
@@ -94,7 +93,7 @@ def test_ome_metadata_come_back_with_model_and_digest(service, grey):
     with tifffile.TiffFile(io.BytesIO(response.content)) as file:
         assert file.series[0].axes == "CYX"
         assert "DAPI" in file.ome_metadata
-        assert package(1).digest in file.ome_metadata
+        assert tiny_package(1, name="tiny").digest in file.ome_metadata
 
 
 def test_uncertainty_appends_the_half_widths(service, grey):
@@ -134,7 +133,7 @@ def test_a_truncated_tiff_is_refused(service, grey):
 
 
 def test_limits_hold_for_bodies_announced_and_unannounced(catalog, grey):
-    crown(catalog, package(1))
+    crown(catalog, tiny_package(1, name="tiny"))
     config = ServingConfig(store="required", device="cpu", limits=ImageLimits(max_body_bytes=2000))
     client = TestClient(make_app(LocalBackend(Restorer(config, catalog)), config))
     assert problem(client.post("/v1/refocus", content=b"x" * 2001))["status"] == 413
@@ -199,7 +198,7 @@ def test_an_answer_that_takes_too_long_is_504_with_retry_after(grey):
 
 
 def test_out_of_range_is_marked_kept_or_refused(catalog, config, grey):
-    made = package(1)
+    made = tiny_package(1, name="tiny")
     # A range that nothing is inside of: every tile is beyond it.
     narrow = made.config.model_copy(update={"largest_blur_px": 1e-6})
     crown(catalog, type(made)(narrow, made.weights))

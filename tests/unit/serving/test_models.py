@@ -5,8 +5,7 @@ import pytest
 from refocus.errors import ModelMissing, ModelUnfit
 from refocus.serving.batching import BatchingModel
 from refocus.serving.models import ModelSet
-
-from .conftest import crown, package
+from refocus.testing.service import TINY_RGB, crown, tiny_package
 
 
 def load(made):
@@ -28,20 +27,20 @@ def digest(models: ModelSet) -> str:
 
 
 def test_a_new_champion_takes_over_without_a_restart(catalog, models):
-    first = crown(catalog, package(1))
+    first = crown(catalog, tiny_package(1, name="tiny"))
     models.start()
     assert digest(models) == first
-    second = crown(catalog, package(2))
+    second = crown(catalog, tiny_package(2, name="tiny"))
     assert digest(models) == first
     models.follow()
     assert digest(models) == second
 
 
 def test_who_began_with_the_old_model_finishes_with_it(catalog, models):
-    crown(catalog, package(1))
+    crown(catalog, tiny_package(1, name="tiny"))
     models.start()
     held = models.pick(None, None, 1, None)
-    crown(catalog, package(2))
+    crown(catalog, tiny_package(2, name="tiny"))
     models.follow()
     import numpy as np
 
@@ -50,9 +49,9 @@ def test_who_began_with_the_old_model_finishes_with_it(catalog, models):
 
 
 def test_a_champion_with_a_changed_byte_leaves_the_old_one_serving_and_says_why(catalog, store, models, swaps):
-    first = crown(catalog, package(1))
+    first = crown(catalog, tiny_package(1, name="tiny"))
     models.start()
-    second = crown(catalog, package(2))
+    second = crown(catalog, tiny_package(2, name="tiny"))
     key = f"registry/tiny/versions/{second}/weights.safetensors"
     data = bytearray(store.get(key))
     data[-1] ^= 1
@@ -66,16 +65,16 @@ def test_a_champion_with_a_changed_byte_leaves_the_old_one_serving_and_says_why(
     # Not tried again at every turn, but at once when the alias moves on.
     models.follow()
     assert len(swaps) == 2
-    third = crown(catalog, package(3))
+    third = crown(catalog, tiny_package(3, name="tiny"))
     models.follow()
     assert digest(models) == third
     assert models.states()[0].problem is None
 
 
 def test_a_champion_that_fails_its_golden_image_is_not_served(catalog, store, models):
-    first = crown(catalog, package(1))
+    first = crown(catalog, tiny_package(1, name="tiny"))
     models.start()
-    second = crown(catalog, package(2))
+    second = crown(catalog, tiny_package(2, name="tiny"))
     key = f"registry/tiny/versions/{second}/version.json"
     record = catalog.version("tiny", second)
     wrong = record.golden.model_copy(update={"spread": record.golden.spread + 1.0})
@@ -88,7 +87,7 @@ def test_a_champion_that_fails_its_golden_image_is_not_served(catalog, store, mo
 def test_a_store_that_is_gone_leaves_everything_serving(catalog, models, monkeypatch):
     from refocus.errors import StoreUnreachable
 
-    first = crown(catalog, package(1))
+    first = crown(catalog, tiny_package(1, name="tiny"))
     models.start()
 
     def unreachable(*_):
@@ -99,14 +98,14 @@ def test_a_store_that_is_gone_leaves_everything_serving(catalog, models, monkeyp
         models.follow()
         assert digest(models) == first
         assert models.all_problems() == ("store: no answer",)
-    second = crown(catalog, package(2))
+    second = crown(catalog, tiny_package(2, name="tiny"))
     models.follow()
     assert digest(models) == second
     assert models.all_problems() == ()
 
 
 def test_versions_can_be_pinned_and_the_cache_stays_small(catalog, models):
-    digests = [crown(catalog, package(seed)) for seed in (1, 2, 3, 4)]
+    digests = [crown(catalog, tiny_package(seed, name="tiny")) for seed in (1, 2, 3, 4)]
     models.start()
     for wanted in digests[:3]:
         assert models.pick(f"tiny@{wanted[:8]}", None, 1, None).package.digest == wanted
@@ -119,7 +118,10 @@ def test_versions_can_be_pinned_and_the_cache_stays_small(catalog, models):
 
 
 def test_the_image_chooses_its_model_by_colours_and_modality(catalog, models):
-    grey, tinted = crown(catalog, package(1)), crown(catalog, package(2, name="tinted", channels=3))
+    grey, tinted = (
+        crown(catalog, tiny_package(1, name="tiny")),
+        crown(catalog, tiny_package(2, name="tinted", network=TINY_RGB)),
+    )
     models.start()
     assert models.pick(None, None, 1, None).package.digest == grey
     assert models.pick(None, None, 3, None).package.digest == tinted
