@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refocus.model.evaluation import INPUT, EvaluationReport, Metric
+from refocus.model.metrics import psnr, ssim
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Image = npt.NDArray[Any]
@@ -28,27 +30,39 @@ NAMES: dict[Metric, str] = {
     "resolution_px": "FRC resolution (px)",
     "signal_ratio": "signal / truth",
 }
+_METHODS = {
+    "unsharp": "unsharp mask",
+    "wiener": "Wiener (true PSF)",
+    "rl": "Richardson-Lucy (true PSF)",
+    "deep_r": "Deep-R",
+}
+_BARS_UM = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def depth_curves(report: EvaluationReport, modality: str, metrics: Sequence[Metric], methods: Sequence[str]) -> bytes:
-    """Draw each metric over |z|, one line a method; simulated scenes only."""
+    """Draw each metric over |z|, one line a method; simulated scenes only.
+
+    Classical methods have a row at their best PSNR and one at their best SSIM: each panel shows the one it asks for.
+    """
     figure = _figure(4.2 * len(metrics), 3.4)
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         for order, method in enumerate(methods):
+            at_best = f"{method}_ssim" if metric in ("ssim", "ms_ssim") else method
+            row = at_best if at_best in report.methods else method
             points = [
                 (depth, value)
                 for depth, band in _depths(report)
-                if (value := report.mean(metric, method, band=band, modality=modality)) is not None
+                if (value := report.mean(metric, row, band=band, modality=modality)) is not None
             ]
             if points:
                 axis.plot(
                     *zip(*points, strict=True),
                     marker="o",
                     markersize=3.5,
-                    label=method,
+                    label=_METHODS.get(method, method),
                     color="#777777" if method == INPUT else _COLOURS[order % len(_COLOURS)],
                     linewidth=2.4 if method == report.model else 1.3,
                     linestyle="--" if method == INPUT else "-",
@@ -57,7 +71,8 @@ def depth_curves(report: EvaluationReport, modality: str, metrics: Sequence[Metr
         axis.set_ylabel(NAMES[metric])
         axis.grid(alpha=0.25)
         if metric == "resolution_px":
-            axis.set_yscale("log")
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:g}")
         if metric == "signal_ratio":
             axis.axhspan(0.98, 1.02, color="#009E73", alpha=0.12)
     axes[-1].legend(fontsize=7, frameon=False)
@@ -93,8 +108,15 @@ def interval_curves(report: EvaluationReport, modality: str) -> bytes | None:
     return _png(figure)
 
 
-def panels(images: Mapping[str, Image], truth: Image, *, title: str, largest_px: int = 256) -> bytes:
-    """Draw images and their differences from the truth.
+def panels(
+    images: Mapping[str, Image],
+    truth: Image,
+    *,
+    title: str,
+    pixel_size_um: float | None = None,
+    largest_px: int = 256,
+) -> bytes:
+    """Draw images, how close each comes, and their differences from the truth.
 
     All images share the truth's grey scale, all differences one scale of a quarter of it, zero in the middle: what
     looks better is better, not stretched.
@@ -104,6 +126,8 @@ def panels(images: Mapping[str, Image], truth: Image, *, title: str, largest_px:
     images : mapping of name to ndarray, shape [C, Y, X]
     truth : ndarray, shape [C, Y, X]
     title : str
+    pixel_size_um : float, optional
+        Draws a scale bar.
     largest_px : int
         Larger images are cut to their centre, never resampled.
     """
@@ -117,16 +141,31 @@ def panels(images: Mapping[str, Image], truth: Image, *, title: str, largest_px:
         upper.imshow(
             _displayed(_centre(image, largest_px), low, high), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
         )
-        upper.set_title(name, fontsize=9)
+        said = "" if image is truth else f"\n{psnr(image, truth):.1f} dB, SSIM {ssim(image, truth):.3f}"
+        upper.set_title(f"{_METHODS.get(name, name)}{said}", fontsize=8)
         difference = _centre(image - truth, largest_px).mean(0) / (high - low)
         drawn = lower.imshow(difference, cmap="RdBu_r", vmin=-0.25, vmax=0.25, interpolation="nearest")
         for axis in (upper, lower):
             axis.set_xticks([])
             axis.set_yticks([])
     axes[1][0].set_ylabel("difference from truth", fontsize=8)
+    if pixel_size_um is not None:
+        _scale_bar(axes[0][0], min(largest_px, truth.shape[-1]), min(largest_px, truth.shape[-2]), pixel_size_um)
     figure.colorbar(drawn, ax=list(axes[1]), shrink=0.8, label="share of the truth's range")
     figure.suptitle(title, fontsize=10)
     return _png(figure)
+
+
+def _scale_bar(axis: Axes, width_px: int, height_px: int, pixel_size_um: float) -> None:
+    """Draw a round number of micrometres, about a fifth of the width, at the lower right."""
+    length_um = min(_BARS_UM, key=lambda bar: abs(bar - 0.2 * width_px * pixel_size_um))
+    end, y = 0.95 * width_px, 0.93 * height_px
+    for colour, width in (("black", 5), ("white", 3)):
+        axis.plot([end - length_um / pixel_size_um, end], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+    text = axis.text(
+        end - 0.5 * length_um / pixel_size_um, y - 6, f"{length_um:g} µm", color="white", ha="center", fontsize=8
+    )
+    text.set_bbox({"facecolor": "black", "alpha": 0.5, "pad": 1, "linewidth": 0})
 
 
 def series_curves(report: EvaluationReport, metric: Metric, methods: Sequence[str]) -> bytes | None:
@@ -145,7 +184,13 @@ def series_curves(report: EvaluationReport, metric: Metric, methods: Sequence[st
             points = [(plane, float(np.mean(values))) for plane, values in by_plane.items()]
             if points:
                 colour = "#777777" if method == INPUT else _COLOURS[order % len(_COLOURS)]
-                axis.plot(*zip(*sorted(points), strict=True), "o-", markersize=3, label=method, color=colour)
+                axis.plot(
+                    *zip(*sorted(points), strict=True),
+                    "o-",
+                    markersize=3,
+                    label=_METHODS.get(method, method),
+                    color=colour,
+                )
         axis.set_title(specimen, fontsize=9)
         axis.set_xlabel("planes from focus, both sides")
         axis.set_ylabel(NAMES[metric])

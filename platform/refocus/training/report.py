@@ -44,6 +44,7 @@ class Example:
     title: str
     images: Mapping[str, Image]
     truth: Image
+    pixel_size_um: float | None = None
 
 
 def examples_of(
@@ -62,7 +63,7 @@ def examples_of(
             restored[baseline.name] = dict(best.rows(baseline, scene))[baseline.name]
         restored |= {name: restored_by(method, scene.image).pixels for name, method in methods.items()}
         title = f"{scene.specimen}, {scene.modality}, |z| = {scene.defocus_um:g} µm, {scene.photons:g} photons"
-        yield Example(title, restored, scene.truth)
+        yield Example(title, restored, scene.truth, settings.system.pixel_size_um)
 
 
 def html_report(report: EvaluationReport, examples: Iterable[Example] = ()) -> str:
@@ -78,9 +79,8 @@ def html_report(report: EvaluationReport, examples: Iterable[Example] = ()) -> s
         if _bands(report, modality):
             parts.append(f"<h2>{_text(modality)}, simulated defocus of real images</h2>")
             parts.append(_image(figures.depth_curves(report, modality, ("psnr_db", "ssim", "ms_ssim"), methods)))
-            parts.append(
-                _image(figures.depth_curves(report, modality, ("resolution_px", "nrmse", "signal_ratio"), methods))
-            )
+            others: tuple[Metric, ...] = ("resolution_px", "nrmse", "pearson", "signal_ratio")
+            parts.append(_image(figures.depth_curves(report, modality, others, methods)))
             intervals = figures.interval_curves(report, modality)
             parts += [_image(intervals)] if intervals else []
             parts += [_table(report, metric, modality) for metric in figures.NAMES]
@@ -90,7 +90,7 @@ def html_report(report: EvaluationReport, examples: Iterable[Example] = ()) -> s
         parts.append("<h2>Measured focal series</h2><p>Each plane restored and compared with the in-focus plane.</p>")
         parts += [_image(s) for s in series if s]
     parts.append("<h2>Examples</h2><p class=small>One grey scale a row, from the truth; differences at ±25% of it.</p>")
-    parts += [_image(figures.panels(e.images, e.truth, title=e.title)) for e in examples]
+    parts += [_image(figures.panels(e.images, e.truth, title=e.title, pixel_size_um=e.pixel_size_um)) for e in examples]
     parts.append(_settings(report))
     return "\n".join(parts)
 
