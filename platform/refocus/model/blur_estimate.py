@@ -50,6 +50,8 @@ _USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
 _APERTURE_NATS = {0.4: 4.0, 0.75: 0.0}
 #: Neighbouring windows share what they know: rungs are chosen on log-likelihoods smoothed over this many windows.
 _SMOOTHING_WINDOWS = 0.75
+#: Fields whose windows differ by no more are evenly blurred.
+_EVEN_RUNGS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,13 @@ def estimate_blur(plane: npt.NDArray[np.generic]) -> BlurEstimate:
     top, left = (_starts(size, _WINDOWS_FOR_PROFILE) for size in (height, width))
     profile = int(judged(top, left, None).amin(-1).sum((0, 1)).argmin())
     tops, lefts = (_starts(size, _MOST_WINDOWS) for size in (height, width))
-    chosen = _smoothed(judged(tops, lefts, profile)[:, :, 0]).argmin(-1).numpy()
+    costs = judged(tops, lefts, profile)[:, :, 0]
+    chosen = _smoothed(costs).argmin(-1)
+    if chosen.max() - chosen.min() <= _EVEN_RUNGS:
+        # No more than the estimate's own error: one filter for all is better than a patchwork of several.
+        chosen = costs.sum((0, 1)).argmin().expand_as(chosen)
     return BlurEstimate(
-        np.asarray(RADII_PX, np.float32)[chosen],
+        np.asarray(RADII_PX, np.float32)[chosen.numpy()],
         np.asarray(tops, np.float32) + 0.5 * (rows - 1),
         np.asarray(lefts, np.float32) + 0.5 * (columns - 1),
         profile,

@@ -69,7 +69,7 @@ class InverseFilters(nn.Module):
             `GAIN` times the filtered image less the image.
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
-            rung = _rungs(blur[:, 0].float())
+            rung = rungs_of(blur[:, 0].float())
             profile = blur[:, 1, 0, 0].round().to(torch.int64)
             lowest = rung.flatten(1).amin(1).floor().to(torch.int64)
             highest = rung.flatten(1).amax(1).ceil().to(torch.int64)
@@ -82,7 +82,7 @@ class InverseFilters(nn.Module):
         channels, height, width = image.shape
         size = (fast_fft_length(height + 2 * REACH_PX), fast_fft_length(width + 2 * REACH_PX))
         spectrum = torch.fft.rfft2(_continued(image, size))
-        lower, share = _places(size, image.device)
+        lower, share = ladder_positions(size, image.device)
         change = image.new_zeros(channels, self.gains.shape[2], height, width)
         for number in range(lowest, highest + 1):
             # Rung -1 is no filter at all.
@@ -91,7 +91,7 @@ class InverseFilters(nn.Module):
             weight = (1.0 - (rung - number).abs()).clamp_min(0.0)
             for level, gain in enumerate(self.gains[profile, number]):
                 shaped = torch.lerp(gain[lower], gain[lower + 1], share)
-                whole = torch.fft.irfft2(_scaled(spectrum, shaped), s=size)
+                whole = torch.fft.irfft2(scaled_spectrum(spectrum, shaped), s=size)
                 kept = whole[..., REACH_PX : REACH_PX + height, REACH_PX : REACH_PX + width]
                 change[:, level].addcmul_(kept - image, weight, value=GAIN)
         return change.flatten(0, 1)
@@ -127,7 +127,7 @@ def inverse_gains(floor: float, slope_px: float) -> Tensor:
     return torch.stack(gains).reshape(len(PROFILES), len(RADII_PX), FREQUENCIES)
 
 
-def _rungs(radius_px: Tensor) -> Tensor:
+def rungs_of(radius_px: Tensor) -> Tensor:
     """Position on the ladder; from -1, no filter, at 0 px in a straight line to 0 at the first rung."""
     step = math.log(RADII_PX[1] / RADII_PX[0])
     climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / step
@@ -136,18 +136,21 @@ def _rungs(radius_px: Tensor) -> Tensor:
     return torch.where(radius_px < RADII_PX[0], radius_px / RADII_PX[0] - 1.0, climbed).clamp(max=len(RADII_PX) - 1)
 
 
-@lru_cache(maxsize=8)
-def _places(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each frequency of a transform lies among the gains' columns: the one below, and the share of the next."""
-    down = torch.fft.fftfreq(size[0], device=device)
-    across = torch.fft.rfftfreq(size[1], device=device)
+@lru_cache(maxsize=16)
+def ladder_positions(size: tuple[int, int], device: torch.device, step_px: int = 1) -> tuple[Tensor, Tensor]:
+    """Where each frequency of a transform lies among the ladder's columns: the one below, and the share of the next.
+
+    `step_px` is the distance of the transform's samples.
+    """
+    down = torch.fft.fftfreq(size[0], step_px, device=device)
+    across = torch.fft.rfftfreq(size[1], step_px, device=device)
     position = (down[:, None].square() + across.square()).sqrt() * (2.0 * (FREQUENCIES - 1))
     position = position.clamp(max=FREQUENCIES - 1)
     lower = position.floor().clamp(max=FREQUENCIES - 2)
     return lower.to(torch.int64), position - lower
 
 
-def _scaled(spectrum: Tensor, gain: Tensor) -> Tensor:
+def scaled_spectrum(spectrum: Tensor, gain: Tensor) -> Tensor:
     """Complex times real without first making the real factor complex, as the plain product does."""
     return torch.view_as_complex(torch.view_as_real(spectrum) * gain[..., None])
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from refocus.model.blur_estimate import BLUR_PLANES, fitting_blur, with_blur
+from refocus.model.deconvolution import RichardsonLucy
 from refocus.model.inverse_filters import REACH_PX, InverseFilters
 from refocus.optics.ladder import PROFILES
 
@@ -52,6 +53,8 @@ class NetworkConfig(BaseModel):
     noise_levels : tuple of (floor, slope_px)
         Noise that each inverse filter (:mod:`refocus.model.inverse_filters`) for the image's own estimated blur reckons
         with; the U-Nets see what they would change beside the image, and the blur itself. Needs an `unshuffle` of 2.
+    deconvolution_steps : tuple of int
+        Steps of Richardson-Lucy (:mod:`refocus.model.deconvolution`) after which the U-Nets see its result, likewise.
     sharp_guard_px : (low, high) or None
         Where the predicted blur radius is below `low` the image is left alone, above `high` it is changed in full, with
         a smooth step between: what is in focus already should pass untouched. It has no weights.
@@ -72,6 +75,7 @@ class NetworkConfig(BaseModel):
     middle_blocks: PositiveInt = 3
     unshuffle: Literal[1, 2, 4] = 2
     noise_levels: tuple[tuple[PositiveFloat, PositiveFloat], ...] = ()
+    deconvolution_steps: tuple[PositiveInt, ...] = ()
     sharp_guard_px: tuple[PositiveFloat, PositiveFloat] | None = None
 
     @model_validator(mode="after")
@@ -82,11 +86,16 @@ class NetworkConfig(BaseModel):
                 f"widths names {len(self.widths)} levels, encoder_blocks {len(self.encoder_blocks)} and decoder_blocks "
                 f"{len(self.decoder_blocks)}; both need one entry fewer than widths, and at least one."
             )
-        if self.noise_levels and (self.unshuffle != 2 or self.architecture == "deep_r"):
-            raise ValueError("inverse filters enter U-Nets with an unshuffle of 2 alone, not this one.")
+        if self.sees_blur and (self.unshuffle != 2 or self.architecture == "deep_r"):
+            raise ValueError("what undoes the estimated blur enters U-Nets with an unshuffle of 2 alone, not this one.")
         if self.sharp_guard_px is not None and self.sharp_guard_px[0] >= self.sharp_guard_px[1]:
             raise ValueError(f"sharp_guard_px is {self.sharp_guard_px}; expected low < high.")
         return self
+
+    @property
+    def sees_blur(self) -> bool:
+        """Whether the image's own estimated blur is part of the input."""
+        return bool(self.noise_levels or self.deconvolution_steps)
 
     @property
     def stride_px(self) -> int:
@@ -177,20 +186,23 @@ class _Heads(nn.Module):
         self.unshuffle = config.unshuffle
         self.guard = config.sharp_guard_px
         self.answers = 2 * config.channels * config.unshuffle**2
-        self.pixels = nn.Conv2d(config.widths[0], self.answers + len(config.noise_levels), 3, padding=1)
+        proposals = len(config.noise_levels) + len(config.deconvolution_steps)
+        self.pixels = nn.Conv2d(config.widths[0], self.answers + proposals, 3, padding=1)
         nn.init.zeros_(self.pixels.weight)
         assert self.pixels.bias is not None
         nn.init.zeros_(self.pixels.bias)
         self.blur = nn.Sequential(nn.Conv2d(config.widths[-1], 64, 1), nn.ReLU(), nn.Conv2d(64, 1, 1))
 
     def forward(self, fine: Tensor, bottom: Tensor, padded: Tensor, changes: Sequence[Tensor] = ()) -> Prediction:
-        """`changes`: one for each filter, [B, C, H, W]."""
+        """`changes`: one for each proposal, [B, C, H, W] or half of that a side."""
         raw = self.pixels(fine).float()
         residual, raw_scale = F.pixel_shuffle(raw[:, : self.answers], self.unshuffle).chunk(2, 1)
         image = padded.float() + residual
-        # One by one, by weighted sums: einsum would make a matrix product of three numbers for each pixel.
+        # One by one, by weighted sums: einsum would make a matrix product of five numbers for each pixel.
         for number, change in enumerate(changes, self.answers):
             share = F.interpolate(raw[:, number : number + 1], scale_factor=2.0, mode="nearest")
+            if change.shape[-2:] != image.shape[-2:]:
+                change = F.interpolate(change, scale_factor=2.0, mode="bilinear", align_corners=False)
             image = torch.addcmul(image, share, change)
         blur = _BLUR_UNIT_PX * F.softplus(self.blur(bottom).float())
         if self.guard is not None:
@@ -218,9 +230,11 @@ class _UNet(nn.Module):
         self.config = config
         block = NafBlock if config.architecture == "nafnet" else ResidualBlock
         widths = config.widths
-        seen = config.channels * config.unshuffle**2 * (1 + len(config.noise_levels))
-        self.entrance = nn.Conv2d(seen + (BLUR_PLANES if config.noise_levels else 0), widths[0], 3, padding=1)
+        seen = config.unshuffle**2 * (1 + len(config.noise_levels)) + len(config.deconvolution_steps)
+        seen = config.channels * seen + (BLUR_PLANES if config.sees_blur else 0)
+        self.entrance = nn.Conv2d(seen, widths[0], 3, padding=1)
         self.filters = InverseFilters(config.noise_levels) if config.noise_levels else None
+        self.deconvolution = RichardsonLucy(config.deconvolution_steps) if config.deconvolution_steps else None
         self.encoders = nn.ModuleList()
         self.downs = nn.ModuleList()
         self.ups = nn.ModuleList()
@@ -238,12 +252,18 @@ class _UNet(nn.Module):
     def forward(self, given: Tensor) -> Prediction:
         padded, blur = given[:, : self.config.channels], given[:, self.config.channels :]
         features = [F.pixel_unshuffle(padded, self.config.unshuffle)]
-        changes: tuple[Tensor, ...] = ()
+        changes: list[Tensor] = []
+        # Proposals for one channel lie beside each other.
         if self.filters is not None:
             proposed = self.filters(padded, blur)
-            features += [F.pixel_unshuffle(proposed, 2), blur_features(blur[..., ::2, ::2])]
-            # Filters of one channel lie beside each other.
-            changes = proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
+            features.append(F.pixel_unshuffle(proposed, 2))
+            changes += proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
+        if self.config.sees_blur:
+            features.append(blur_features(blur[..., ::2, ::2]))
+        if self.deconvolution is not None:
+            proposed = self.deconvolution(padded, blur)
+            features.append(proposed)
+            changes += proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
         x = self.entrance(torch.cat(features, 1).contiguous(memory_format=torch.channels_last))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
@@ -329,7 +349,7 @@ class RefocusNetwork(nn.Module):
         Parameters
         ----------
         x : Tensor, float, shape [B, C, H, W] or [B, C + 2, H, W]
-            Networks with inverse filters take geometric blur radius and profile as two last planes
+            Networks that see it take geometric blur radius and profile as two last planes
             (:meth:`refocus.model.blur_estimate.BlurEstimate.over`); where those are missing they are estimated from
             `x` itself, once for each image of the batch.
 
@@ -340,7 +360,7 @@ class RefocusNetwork(nn.Module):
             ceil(W / stride).
         """
         height, width = x.shape[-2:]
-        if self.config.noise_levels and x.shape[1] == self.config.channels:
+        if self.config.sees_blur and x.shape[1] == self.config.channels:
             x = with_blur(x, fitting_blur(x))
         prediction: Prediction = self.trunk(pad_to_multiple(x, self.config.stride_px))
         if (height, width) == prediction.image.shape[-2:]:
@@ -400,7 +420,7 @@ def receptive_radius_px(config: NetworkConfig) -> int:
     for level, (before, after) in enumerate(zip(config.encoder_blocks, config.decoder_blocks, strict=True)):
         steps += (before + after) * depthwise * config.unshuffle * 2**level
     steps += config.middle_blocks * depthwise * config.stride_px
-    return math.ceil(steps) + config.stride_px + (REACH_PX if config.noise_levels else 0)
+    return math.ceil(steps) + config.stride_px + (REACH_PX if config.sees_blur else 0)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

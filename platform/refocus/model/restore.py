@@ -167,7 +167,7 @@ class LoadedModel:
             pixels[...] = plane
             return blur
         repeated = channels // plane.shape[0]
-        blurred = estimate_blur(plane) if self.package.config.network.noise_levels else None
+        blurred = estimate_blur(plane) if self.package.config.network.sees_blur else None
 
         def read(window: Window) -> Float32:
             normalised = constants.apply(plane[(slice(None), *window)])

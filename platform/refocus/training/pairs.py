@@ -112,7 +112,7 @@ class PairMaker:
         zoomed = torch.tensor(zooms, device=self.device)
         image, in_focus, blur = self._defocused(batch, is_sharp, pixels, target, seeds, zoomed)
         pairs = self._renormalised(image, in_focus, blur, draws.to(self.device))
-        if not self.config.network.noise_levels:
+        if not self.config.network.sees_blur:
             return pairs
         return replace(pairs, estimated_blur=self._estimated_blur(pairs, seeds))
 

@@ -1,0 +1,81 @@
+"""Richardson-Lucy by the estimated blur: sharper, positive, light kept, the same in every tile."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from refocus.model.deconvolution import RichardsonLucy
+from refocus.model.inverse_filters import GAIN
+from refocus.optics.ladder import PROFILES, RADII_PX, Profile
+from refocus.optics.psf import widefield_psf
+from refocus.optics.settings import OpticalSystem
+
+SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
+
+
+def _blur_planes(radius_px: float, height: int, width: int) -> torch.Tensor:
+    planes = torch.full((1, 2, height, width), radius_px)
+    planes[:, 1] = PROFILES.index(Profile(0.4, 0.75))
+    return planes
+
+
+def _spots(side: int = 256) -> torch.Tensor:
+    """Bright discs on a black ground, where light's being positive says much."""
+    points = (torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0)) > 0.999).float()
+    return F.avg_pool2d(points, 7, 1, 3) * 49
+
+
+def _blurred(sharp: torch.Tensor, radius_px: float) -> torch.Tensor:
+    psf = widefield_psf(SYSTEM, torch.tensor([SYSTEM.defocus_um_for(radius_px)]), size_px=sharp.shape[-1])[0]
+    return torch.fft.irfft2(torch.fft.rfft2(sharp) * torch.fft.rfft2(torch.fft.ifftshift(psf)), s=sharp.shape[-2:])
+
+
+def test_more_steps_come_nearer_to_what_was_blurred() -> None:
+    sharp = _spots()
+    blurred = _blurred(sharp, 14.0)
+    change = RichardsonLucy((4, 24))(blurred, _blur_planes(14.0, 256, 256)) / GAIN
+    means, truth = F.avg_pool2d(blurred, 2), F.avg_pool2d(sharp, 2)
+    inside = (..., slice(24, -24), slice(24, -24))
+    errors = [(means + step - truth)[inside].square().mean() for step in (0.0 * change[:, :1], *change.split(1, 1))]
+    assert errors[2] < 0.8 * errors[1] < 0.8 * errors[0], errors
+
+
+def test_light_stays_in_the_image_and_is_positive() -> None:
+    blurred = _blurred(_spots(), 10.0)
+    means = F.avg_pool2d(blurred, 2)
+    found = means + RichardsonLucy((16,))(blurred, _blur_planes(10.0, 256, 256)) / GAIN
+    # The transfer function of focus rings a little about bright spots.
+    assert found.min() > -0.05 * found.max()
+    # What lies beyond the rims is unknown, and takes or gives some of the light there.
+    assert abs(float(found.sum() / means.sum()) - 1.0) < 0.02
+
+
+def test_near_focus_it_has_nothing_to_say() -> None:
+    x = torch.rand(1, 3, 64, 64)
+    answer = RichardsonLucy((4, 8))(x, _blur_planes(2.0, 64, 64))
+    assert answer.shape == (1, 6, 32, 32)
+    assert answer.eq(0).all()
+
+
+def test_tiles_agree_with_the_whole() -> None:
+    x = _blurred(_spots(384), 9.0)
+    deconvolution = RichardsonLucy((8, 24))
+    whole = deconvolution(x, _blur_planes(9.0, 384, 384)) / GAIN
+    part = deconvolution(x[..., 64:320], _blur_planes(9.0, 384, 256)) / GAIN
+    # 64 px from the cut, steps that pass light on by 9 px each have faded: half a grey level of 8 bits at most.
+    difference = (whole[..., 64:128] - part[..., 32:96]).abs().max() / F.avg_pool2d(x, 2).max()
+    assert difference < 0.5 / 255
+
+
+def test_radii_between_rungs_mix_their_answers() -> None:
+    x, deconvolution = _spots(96), RichardsonLucy((6,))
+    low, high = (deconvolution(x, _blur_planes(RADII_PX[rung], 96, 96)) for rung in (30, 31))
+    middle = deconvolution(x, _blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96))
+    torch.testing.assert_close(middle, 0.5 * (low + high), atol=1e-4, rtol=0)  # a transform's rounding
+
+
+def test_transfer_functions_travel_with_the_weights() -> None:
+    assert RichardsonLucy((4,)).state_dict()["defocused"].shape[:2] == (len(PROFILES), len(RADII_PX))
+    with torch.device("meta"):
+        assert RichardsonLucy((4,)).defocused.is_meta
