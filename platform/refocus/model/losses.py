@@ -27,8 +27,16 @@ def log_mse(image: Tensor, target: Tensor) -> Tensor:
     A decibel weighs the same in a nearly sharp sample as in a hopeless one, which keeps in-focus input safe; the
     squared error inside keeps the light, where the absolute error's median loses the tails of bright structures.
     """
-    mse = (image - target).square().flatten(1).mean(1)
-    return 0.5 * torch.log(mse + MSE_FLOOR).mean()
+    return 0.5 * torch.log(_mse(image, target) + MSE_FLOOR).mean()
+
+
+def harm(image: Tensor, target: Tensor, given: Tensor) -> Tensor:
+    """By how much `log_mse` exceeds that of the image as it was given, for samples that were better left alone.
+
+    A soft image in focus looks like a sharp one a little out of it. Who cannot tell should rather do nothing.
+    """
+    ratio = (_mse(image, target) + MSE_FLOOR) / (_mse(given, target) + MSE_FLOOR)
+    return (0.5 * ratio.log()).clamp_min(0.0).mean()
 
 
 def charbonnier(image: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:
@@ -148,3 +156,7 @@ def lsgan_generator(score_of_refocused: Tensor) -> Tensor:
 def lsgan_discriminator(score_of_sharp: Tensor, score_of_refocused: Tensor) -> Tensor:
     """Least-squares adversarial loss of the discriminator."""
     return 0.5 * (score_of_sharp - 1.0).square().mean() + 0.5 * score_of_refocused.square().mean()
+
+
+def _mse(image: Tensor, target: Tensor) -> Tensor:
+    return (image - target).square().flatten(1).mean(1)

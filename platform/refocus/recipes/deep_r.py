@@ -37,7 +37,7 @@ def deep_r() -> TrainingConfig:
         checkpoint_interval_steps=2000,
         optics=OpticsRange(blur_radius_px=(0.0, 37.0), out_of_range_share=0.05),
         loss=LossWeights(
-            log_mse=0.0, berhu=1.0, ssim=0.0, ms_ssim=0.5, light=0.0, scale=0.01, blur=0.02, adversarial=0.05
+            log_mse=0.0, harm=0.0, berhu=1.0, ssim=0.0, ms_ssim=0.5, light=0.0, scale=0.01, blur=0.02, adversarial=0.05
         ),
         discriminator=DiscriminatorConfig(width=24, learning_rate=3e-5),
     )

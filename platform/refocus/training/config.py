@@ -25,6 +25,7 @@ class LossWeights(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     log_mse: Weight = 1.0
+    harm: Weight = 1.0
     charbonnier: Weight = 0.0
     berhu: Weight = 0.0
     ssim: Weight = 0.5

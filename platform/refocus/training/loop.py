@@ -351,6 +351,8 @@ class Trainer:
         ):
             if getattr(weights, name):
                 terms[name] = term(image, target)
+        if weights.harm:
+            terms["harm"] = losses.harm(image, target, pairs.image)
         if weights.ssim or weights.ms_ssim:
             fine, all_scales = losses.ms_ssim(image, target)
             terms["ssim"], terms["ms_ssim"] = 1.0 - fine, 1.0 - all_scales

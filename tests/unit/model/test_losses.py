@@ -94,3 +94,13 @@ def test_adversarial_losses_have_their_minima_where_they_should() -> None:
     assert float(losses.lsgan_generator(ones)) == 0
     assert float(losses.lsgan_discriminator(ones, zeros)) == 0
     assert float(losses.lsgan_discriminator(zeros, ones)) == pytest.approx(1.0)
+
+
+def test_harm_counts_only_what_was_made_worse() -> None:
+    target = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    given = target + 0.1
+    better, worse = target + 0.05, target + 0.2
+    assert losses.harm(better, target, given) == 0.0
+    # One of two samples has twice the error: half of log 2, over two. The floor under the squares takes its 1e-4.
+    one = torch.cat([worse[:1], better[1:]])
+    torch.testing.assert_close(losses.harm(one, target, given), torch.tensor(math.log(2.0) / 2), atol=1e-3, rtol=0)
