@@ -25,11 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from refocus.model.blur_estimate import estimate_blur
 from refocus.model.checkpoint import ModelPackage, PackageConfig, bundled_names
 from refocus.model.metrics import psnr
 from refocus.model.networks import NetworkConfig, RefocusNetwork, build_network
+from refocus.model.normalisation import estimate
 from refocus.model.restore import LoadedModel
 from refocus.optics.simulate import simulate_focal_series
 from refocus.training.evaluate import commit, machine
@@ -76,9 +79,7 @@ def packages(names: list[str]) -> Iterator[ModelPackage]:
 def measured(package: ModelPackage, device: str, threads: int, options: argparse.Namespace) -> list[dict[str, object]]:
     torch.set_num_threads(threads)
     side = options.side
-    rng = np.random.default_rng(0)
-    image = rng.poisson(50, (1, package.config.channels, side, side)).astype(np.float32) / 100
-    batch = torch.from_numpy(image).to(device)
+    batch = tile(package, side).to(device)
     network = package.network(device)
     reference: Tensor | None = None
     eager_ms: float | None = None
@@ -118,6 +119,17 @@ def measured(package: ModelPackage, device: str, threads: int, options: argparse
         said = ", ".join(f"{name} {ms / (side**2 / 1e6):.0f}" for name, ms in parts(network, batch).items())
         print(f"  where the shipped path's time goes, ms/Mpx: {said}")
     return rows
+
+
+def tile(package: ModelPackage, side: int) -> Tensor:
+    """Blurred spots with shot noise, normalised, and as in `restore` what the network is told about them."""
+    rng = np.random.default_rng(0)
+    light = gaussian_filter(rng.gamma(0.02, 50.0, (side, side)), 6.0)
+    image = rng.poisson(100 + 900 * light / light.max()).astype(np.float32)
+    planes = np.repeat(estimate(image).apply(image)[None], package.config.channels, 0)
+    if package.config.network.noise_levels:
+        planes = np.concatenate([planes, estimate_blur(image[None]).over(slice(0, side), slice(0, side))])
+    return torch.from_numpy(planes[None])
 
 
 def parts(network: RefocusNetwork, batch: Tensor) -> dict[str, float]:
