@@ -4,16 +4,19 @@
     tests/benchmarks/serving/run.py
     tests/benchmarks/serving/run.py --services bare refocus --sizes 512 --seconds 5
     tests/benchmarks/serving/run.py --peer-python PEERS/bin/python     # where litserve and bentoml are installed
+    tests/benchmarks/serving/run.py --services bare refocus switched --switches RAY_SERVE_THROUGHPUT_OPTIMIZED=1
 
-All run one after the other on this machine, each alone, with as many torch threads as the machine has cores. The bare
-loop decodes, restores and encodes in one process, one image after the other: the limit. Prints a table, then one line
-of JSON.
+All are up at once and asked in turns, a few seconds each and several rounds, so that whatever else the machine does
+falls on all of them alike; one that is not asked waits. Each has as many torch threads as the machine has cores. The
+bare loop decodes, restores and encodes in one process, one image after the other: the limit. Prints a table, then one
+line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -24,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,50 +48,74 @@ from refocus.wire.codec import decode, encode, from_array
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 SERVICES = ("bare", "refocus", "litserve", "bentoml")
+SWITCHED = "switched"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement; times in milliseconds."""
+    """One service at one size and concurrency, over all rounds; times in milliseconds.
+
+    `of_limit` is the median over rounds of its throughput divided by that of the bare loop in the same round.
+    """
 
     service: str
     side_px: int
     concurrency: int
     images_per_s: float
+    of_limit: float
     p50_ms: float
     p99_ms: float
     failures: int
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One service's turn in one round."""
+
+    times_ms: list[float]
+    took_s: float
+    failures: int = 0
+
+    @property
+    def images_per_s(self) -> float:
+        return len(self.times_ms) / self.took_s
+
+
+#: Restores one side's image from so many clients for so many seconds.
+Ask = Callable[[int, int, float], Turn]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--services", nargs="+", default=list(SERVICES), choices=SERVICES)
+    parser.add_argument("--services", nargs="+", default=list(SERVICES), choices=(*SERVICES, SWITCHED))
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 2048], help="sides in pixels")
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 16])
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--switches", nargs="*", default=[], metavar="NAME=VALUE", help="environment of Ray in the service 'switched'"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter with litserve and bentoml")
     parser.add_argument("--package", type=Path, help="folder of a model package; default: an untrained default network")
     options = parser.parse_args()
     rows: list[Row] = []
     first_answer_s: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         package = ModelPackage.load(options.package) if options.package else tiny_package(0, network=NetworkConfig())
         package.save(folder / "package")
-        for service in options.services:
-            if service == "bare":
-                for side in options.sizes:
-                    rows.append(bare(package, side, options.seconds))
-                    print(rows[-1], file=sys.stderr, flush=True)
-                continue
+        asks: dict[str, Ask] = {"bare": bare(package)}
+        for service in (each for each in options.services if each != "bare"):
             started = time.monotonic()
-            with running(service, package, folder, options.peer_python) as url:
-                wait_until_answers(url)
-                first_answer_s[service] = time.monotonic() - started
-                for side in options.sizes:
-                    for concurrency in options.concurrency:
-                        rows.append(measure(service, url, side, concurrency, options.seconds))
-                        print(rows[-1], file=sys.stderr, flush=True)
+            url = stack.enter_context(running(service, package, folder, options))
+            wait_until_answers(url)
+            first_answer_s[service] = time.monotonic() - started
+            asks[service] = functools.partial(over_http, url)
+        for side in options.sizes:
+            for ask in asks.values():
+                ask(side, 2, 0.0)
+            for concurrency in options.concurrency:
+                rows += compared(asks, side, concurrency, options.seconds, options.rounds)
     print_table(rows)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     print(
@@ -104,91 +131,120 @@ def main() -> None:
     )
 
 
+def compared(asks: dict[str, Ask], side: int, concurrency: int, seconds: float, rounds: int) -> list[Row]:
+    """Ask all in turns."""
+    turns: dict[str, list[Turn]] = {service: [] for service in asks}
+    for _ in range(rounds):
+        for service, ask in asks.items():
+            turns[service].append(ask(side, concurrency, seconds))
+    rows = []
+    for service, taken in turns.items():
+        shares = [t.images_per_s / limit.images_per_s for t, limit in zip(taken, turns["bare"], strict=True)]
+        times = [duration for turn in taken for duration in turn.times_ms] or [float("nan")]
+        rows.append(
+            Row(
+                service,
+                side,
+                concurrency,
+                images_per_s=sum(len(turn.times_ms) for turn in taken) / sum(turn.took_s for turn in taken),
+                of_limit=statistics.median(shares),
+                p50_ms=statistics.median(times),
+                p99_ms=float(np.percentile(times, 99)),
+                failures=sum(turn.failures for turn in taken),
+            )
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
 def image_of(side: int) -> bytes:
     """A 16-bit TIFF of spots and noise."""
     generator = np.random.default_rng(side)
     return encode(from_array((generator.gamma(2.0, 400.0, (side, side)) + 100).clip(0, 65535).astype(np.uint16)))
 
 
-def bare(package: ModelPackage, side: int, seconds: float) -> Row:
-    """Decode, restore, encode, one after the other in this process."""
+def bare(package: ModelPackage) -> Ask:
+    """Decode, restore, encode, one after the other in this process, whatever the number of clients."""
     torch.set_num_threads(os.cpu_count() or 1)
-    model, body = LoadedModel(package), image_of(side)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
-        start = time.perf_counter()
-        image = decode(body)
-        encode(type(image)(model.restore(image.planes, axes="ZYX").pixels))
-        times.append(1e3 * (time.perf_counter() - start))
-    return summary("bare", side, 1, times[1:], sum(times[1:]) / 1e3, 0)
+    model = LoadedModel(package)
+
+    def ask(side: int, _: int, seconds: float) -> Turn:
+        body, times = image_of(side), list[float]()
+        began = time.perf_counter()
+        while not times or time.perf_counter() < began + seconds:
+            start = time.perf_counter()
+            image = decode(body)
+            encode(type(image)(model.restore(image.planes, axes="ZYX").pixels))
+            times.append(1e3 * (time.perf_counter() - start))
+        return Turn(times, time.perf_counter() - began)
+
+    return ask
 
 
-def measure(service: str, url: str, side: int, concurrency: int, seconds: float) -> Row:
+def over_http(url: str, side: int, concurrency: int, seconds: float) -> Turn:
     """Ask from `concurrency` threads without pause."""
     body, times, failures, lock = image_of(side), list[float](), [0], threading.Lock()
+    began = time.perf_counter()
 
-    def ask(until: float, *, counted: bool) -> None:
+    def ask() -> None:
         with httpx.Client(timeout=300, trust_env=False) as http:
             while True:
                 start = time.perf_counter()
                 response = http.post(url, content=body, headers={"Content-Type": "image/tiff"})
                 spent = 1e3 * (time.perf_counter() - start)
                 with lock:
-                    if counted and response.status_code == 200 and len(response.content) > side * side * 2:
+                    if response.status_code == 200 and len(response.content) > side * side * 2:
                         times.append(spent)
-                    elif counted:
+                    else:
                         failures[0] += 1
-                if time.perf_counter() > until:
+                if time.perf_counter() > began + seconds:
                     return
 
-    def all_at_once(duration_s: float, *, counted: bool) -> float:
-        began = time.perf_counter()
-        threads = [
-            threading.Thread(target=ask, args=(began + duration_s,), kwargs={"counted": counted})
-            for _ in range(concurrency)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return time.perf_counter() - began
-
-    all_at_once(min(3.0, seconds / 4), counted=False)
-    took_s = all_at_once(seconds, counted=True)
-    return summary(service, side, concurrency, times, took_s, failures[0])
+    threads = [threading.Thread(target=ask) for _ in range(concurrency)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return Turn(times, time.perf_counter() - began, failures[0])
 
 
-def summary(service: str, side: int, concurrency: int, times: list[float], took_s: float, failures: int) -> Row:
-    if not times:
-        return Row(service, side, concurrency, 0.0, float("nan"), float("nan"), failures)
-    p99 = float(np.percentile(times, 99))
-    return Row(service, side, concurrency, len(times) / took_s, statistics.median(times), p99, failures)
+def running(
+    service: str, package: ModelPackage, folder: Path, options: argparse.Namespace
+) -> contextlib.AbstractContextManager[str]:
+    """Return what starts a service and yields where to post images."""
+    if service not in ("refocus", SWITCHED):
+        return peer(service, folder, options.peer_python)
+    switches = dict(each.split("=", 1) for each in options.switches) if service == SWITCHED else {}
+    return on_ray(package, folder / service, switches)
 
 
 @contextlib.contextmanager
-def running(service: str, package: ModelPackage, folder: Path, peer_python: str) -> Iterator[str]:
-    """Start a service and yield where to post images."""
-    if service == "refocus":
-        local_store = LocalStore(folder / "store")
-        settings = local_store.up()
-        try:
-            crown(Catalog(ObjectStore(settings)), package, why="benchmark")
-            cores = os.cpu_count() or 1
-            changes = {
-                r"concurrency: 4": f"concurrency: 4\n      threads: {cores}",
-                r"max_replicas: 8": "max_replicas: 1",
-                r"store: auto": "store: required",
-            }
-            environment = settings.environment()
-            with (
-                LocalCluster(num_cpus=4, working_directory=REPOSITORY, environment=environment) as cluster,
-                serve_run(cluster, REPOSITORY, folder, environment=environment, changes=changes) as url,
-            ):
-                yield f"{url}/v1/refocus"
-        finally:
-            local_store.down()
-        return
+def on_ray(package: ModelPackage, folder: Path, switches: Mapping[str, str]) -> Iterator[str]:
+    """Run this service with the package as its champion, one restorer, and yield where to post images."""
+    folder.mkdir()
+    local_store = LocalStore(folder / "store")
+    settings = local_store.up()
+    try:
+        crown(Catalog(ObjectStore(settings)), package, why="benchmark")
+        changes = {
+            r"concurrency: 4": f"concurrency: 4\n      threads: {os.cpu_count() or 1}",
+            r"max_replicas: 8": "max_replicas: 1",
+            r"store: auto": "store: required",
+        }
+        # Ray runs workers at nice 15, which would leave them what the other services here do not want.
+        environment = {**settings.environment(), "RAY_worker_niceness": "0", **switches}
+        with (
+            LocalCluster(num_cpus=4, working_directory=REPOSITORY, environment=environment) as cluster,
+            serve_run(cluster, REPOSITORY, folder, environment=environment, changes=changes) as url,
+        ):
+            yield f"{url}/v1/refocus"
+    finally:
+        local_store.down()
+
+
+@contextlib.contextmanager
+def peer(service: str, folder: Path, peer_python: str) -> Iterator[str]:
+    """Run another framework's service and yield where to post images."""
     (port,) = free_ports(1)
     command = [peer_python, str(HERE / f"{service}_peer.py"), str(folder / "package"), str(port)]
     with (folder / f"{service}.log").open("wb") as log:
@@ -229,14 +285,11 @@ def wait_until_answers(url: str, timeout_s: float = 180.0) -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    limits = {row.side_px: row for row in rows if row.service == "bare"}
     names = f"{'service':<10}{'side px':>8}{'clients':>8}{'images/s':>10}{'of limit':>9}"
     print(f"{names}{'p50 ms':>10}{'p99 ms':>10}{'fail':>6}")
     for row in rows:
-        limit = limits.get(row.side_px)
-        share = f"{row.images_per_s / limit.images_per_s:.0%}" if limit else "-"
         print(
-            f"{row.service:<10}{row.side_px:>8}{row.concurrency:>8}{row.images_per_s:>10.2f}{share:>9}"
+            f"{row.service:<10}{row.side_px:>8}{row.concurrency:>8}{row.images_per_s:>10.2f}{row.of_limit:>9.0%}"
             f"{row.p50_ms:>10.1f}{row.p99_ms:>10.1f}{row.failures:>6}"
         )
 
