@@ -25,8 +25,9 @@ _LOWEST_CYCLES = 2.0
 _RING_CYCLES = 2.0
 # Rings of unrelated numbers come out that alike by chance, in standard deviations.
 _CHANCE = 1.5
-# Images longer than twice this are binned first: shifts of a whole image need no more.
-_ENOUGH_PX = 512
+# Images longer than twice this are binned first. At 768 and 1024 px and SNR 5, bins of 3 and 4 find shifts to 0.02 px
+# in focus and, as without them, within 0.1 px where all is blurred, in a tenth of the time.
+_ENOUGH_PX = 256
 _SMALLEST_PX = 16
 _ROUNDS = 4
 _SETTLED_PX = 0.01
