@@ -16,6 +16,7 @@ from refocus.errors import InputError
 from refocus.io.microscopy import open_image
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
+from refocus.model.abstain import RangeGate
 from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import BASELINES
@@ -24,14 +25,22 @@ from refocus.training.methods import check_seams, network_method
 from refocus.training.report import examples_of, gain_table, html_report, markdown_table, series_table, trust_table
 from refocus.training.scenes import SMALLEST_FIELD_PX, SceneSettings, SharpImage
 from refocus.training.series import MeasuredPlane, planes_of, thinned
-from refocus.training.trust import GATE_SYSTEMS, gate_for, operating_point, with_calibration, with_gate
+from refocus.training.trust import (
+    GATE_SYSTEMS,
+    OTHER_SYSTEMS,
+    gate_for,
+    operating_point,
+    serves,
+    with_calibration,
+    with_gate,
+)
 from refocus.training.validation import QUICK, calibrated_on_split, evenly, report_on_split, sharp_images_in
 from refocus.zstack import MODALITIES
 
 EXAMPLES = 3
 CALIBRATION_IMAGES = 80
 #: Of fluorescence and of brightfield: enough for the gate's 231 weights, minutes on one core.
-GATE_IMAGES = (110, 40)
+GATE_IMAGES = (130, 40)
 
 Scope = Literal["standard", "quick", "wide"]
 _SCENES: dict[Scope, SceneSettings] = {
@@ -65,7 +74,7 @@ class EvaluationOptions:
         An earlier ``evaluation.json`` whose classical rows are taken over instead: they do not change with the model.
     calibrate : Path or None
         First fit the judged package's intervals on the calibration split of `images` or `dataset`, give it the shipped
-        gate where it has none, and save it with its evaluation into this folder.
+        gate, and save it with its evaluation into this folder.
     most : int
         At most this many sharp images of each modality of a folder; ``'wide'`` takes all.
     """
@@ -147,7 +156,7 @@ def fit_gate_and_write(out: Path, images: Path | None, console: Console, *, larg
     console.print(
         f"\nFitted on {len(chosen)} images; share of tiles flagged on {len(held)} others, by blur over the range"
     )
-    for system in GATE_SYSTEMS if held else ():
+    for system in (*GATE_SYSTEMS, *OTHER_SYSTEMS) if held else ():
         point = operating_point(gate, held, system=system)
         steps = ", ".join(f"{step:g}: {share:.0%}" for step, share in point.flagged.items())
         console.print(
@@ -220,19 +229,20 @@ def _on_images(
 def _trusted(
     package: ModelPackage, version: DatasetVersion | None, images: Path | None, progress: Progress
 ) -> ModelPackage:
-    """Fit intervals; the gate is the shipped one where the package has none."""
+    """Fit intervals; the gate becomes the shipped one, which may be newer than the package's."""
     if version is not None:
         return calibrated_on_split(package, version)
     if images is None:
         raise InputError("no images were named to calibrate on; give --images or --dataset.")
     sharp = [i for i in sharp_images_in(images, "calibration") if _large_enough(i)]
-    own = [i for i in sharp if i.modality == package.config.modality]
     fitted = with_calibration(
         package,
-        evenly(own, CALIBRATION_IMAGES),
+        evenly([i for i in sharp if i.modality == package.config.modality], CALIBRATION_IMAGES),
         progress=lambda done, total: progress("scenes of the calibration", done, total),
     )
-    return fitted if package.config.gate is not None else with_gate(fitted)
+    # A gate of another range was fitted for this package alone.
+    own = package.config.gate
+    return with_gate(fitted) if own is None or serves(RangeGate.shipped(), own.largest_blur_px) else fitted
 
 
 def _from_folders(

@@ -3,13 +3,16 @@ import pytest
 import torch
 from skimage import data
 
+from refocus.errors import InputError
+from refocus.model.abstain import RangeGate
 from refocus.model.calibration import LAPLACE_FACTOR_90
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.networks import NetworkConfig, build_network
+from refocus.optics.simulate import simulate_focal_series
 from refocus.training.evaluate import evaluate
 from refocus.training.methods import check_seams, network_method
-from refocus.training.scenes import SceneSettings, SharpImage
-from refocus.training.trust import with_calibration
+from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage
+from refocus.training.trust import OperatingPoint, operating_point, with_calibration, with_gate
 
 
 def package(channels=1):
@@ -70,3 +73,28 @@ def test_an_identity_has_no_seams():
     seams = check_seams(package(), side_px=320, tile_px=96)
     assert seams.invisible
     assert seams.largest_grey_levels < 0.01
+
+
+def test_the_shipped_gate_flags_what_is_beyond_its_range_and_little_else():
+    # Simulated nuclei: the gate was fitted on photographs of real ones.
+    fields = [simulate_focal_series("nuclei", planes=1, size_px=(256, 256), seed=seed)[1] for seed in range(3)]
+    unseen = [SharpImage(field.in_focus[None], f"nuclei{field.seed}", "fluorescence") for field in fields]
+    point = operating_point(RangeGate.shipped(), unseen)
+    assert point.as_asked
+    assert set(point.flagged) == {0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.5, 1.6, 1.75, 2.0}
+
+
+def test_an_operating_point_averages_on_either_side_of_the_range():
+    point = OperatingPoint(STANDARD_SYSTEM, {0.0: 0.0, 1.0: 0.12, 1.5: 0.9, 2.0: 1.0})
+    assert (point.in_range, point.beyond) == pytest.approx((0.06, 0.95))
+    assert not point.as_asked
+
+
+def test_a_package_of_another_range_needs_images_for_its_gate():
+    raw = package()
+    narrow = ModelPackage(raw.config.model_copy(update={"largest_blur_px": 12.0}), raw.weights)
+    with pytest.raises(InputError, match="give images to fit one on"):
+        with_gate(narrow)
+    # One image gives 16 tiles in range and 8 beyond; the rule has 231 weights.
+    with pytest.raises(InputError, match="expected at least 231"):
+        with_gate(narrow, images(0, 1), systems=(STANDARD_SYSTEM,))
