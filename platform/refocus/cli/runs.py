@@ -12,6 +12,20 @@ from refocus.cli.speaking import console
 if TYPE_CHECKING:
     from refocus.io.store import ObjectStore
 
+_COLUMNS = (
+    ("step", "step"),
+    ("pass", "epoch"),
+    ("loss", "loss"),
+    ("samples/s", "samples_per_s"),
+    ("waiting", "data_wait_share"),
+    ("gradient", "gradient_norm"),
+    ("device", "device_utilisation"),
+    ("GB", "device_memory_gb"),
+    ("checkpoint, s", "checkpoint_s"),
+    ("PSNR, dB", "validation_psnr_db"),
+    ("SSIM", "validation_ssim"),
+)
+
 app = typer.Typer(help="Training runs.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the run.")]
 
@@ -44,17 +58,20 @@ def show(name: Name) -> None:
     """Show a run: what it is, its history and its checkpoints."""
     from rich.table import Table
 
-    from refocus.training.runs import read_progress, read_run, whole_checkpoints
+    from refocus.training.runs import read_attempts, read_progress, read_run, run_prefix, whole_checkpoints
 
     store = _store()
     record, out = read_run(store, name), console()
     out.print(f"{record.name}: recipe {record.recipe} on {record.dataset}, commit {record.commit or 'unknown'}")
+    for attempt in read_attempts(store, name):
+        out.print(f"started {attempt.started:%Y-%m-%d %H:%M:%S}: {attempt.workers} workers from step {attempt.step}")
     history = read_progress(store, name)
-    columns = ("step", "epoch", "loss", "samples_per_s", "data_wait_share", "gradient_norm", "validation_psnr_db")
-    table = Table(*columns)
+    table = Table(*(heading for heading, _ in _COLUMNS))
     for entry in history:
-        table.add_row(*(f"{entry[c]:.4g}" if c in entry else "-" for c in columns))
+        table.add_row(*(f"{entry[key]:.4g}" if key in entry else "-" for _, key in _COLUMNS))
     out.print(table)
+    environment = f"S3_ENDPOINT={store.settings.endpoint_url} " if store.settings.endpoint_url else ""
+    out.print(f"curves and images: {environment}tensorboard --logdir {store.uri(run_prefix(name))}tensorboard")
     for checkpoint in whole_checkpoints(store, name):
         out.print(f"checkpoint {store.uri(checkpoint.key)}")
 

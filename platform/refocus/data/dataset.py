@@ -89,6 +89,24 @@ class DatasetVersion:
             for row in pq.read_table(io.BytesIO(self.store.get(key))).to_pylist():
                 yield Tile.from_row(row)
 
+    def keys(self, split: Split, *, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the keys of the shards of `split`, in a fixed order.
+
+        Raises
+        ------
+        DatasetIncomplete
+            If the split has no tile of these modalities.
+        """
+        keys = self.manifest.keys(split, modalities)
+        if not keys:
+            there = sorted({shard.modality for shard in self.manifest.shards if shard.split == split})
+            raise DatasetIncomplete(
+                f"{self.uri} has no {split} tiles"
+                + (f" of {' or '.join(modalities)}; it has {', '.join(there) or 'none at all'}." if modalities else ".")
+                + " Ingest more specimens of that modality, or choose another recipe."
+            )
+        return keys
+
     def rows(self, split: Split, *, modalities: Sequence[str] | None = None, **reading: Any) -> ray.data.Dataset:
         """Return the rows of `split` as a Ray dataset, read lazily by range requests.
 
@@ -107,14 +125,7 @@ class DatasetVersion:
         """
         import ray.data
 
-        keys = self.manifest.keys(split, modalities)
-        if not keys:
-            there = sorted({shard.modality for shard in self.manifest.shards if shard.split == split})
-            raise DatasetIncomplete(
-                f"{self.uri} has no {split} tiles"
-                + (f" of {' or '.join(modalities)}; it has {', '.join(there) or 'none at all'}." if modalities else ".")
-                + " Ingest more specimens of that modality, or choose another recipe."
-            )
+        keys = self.keys(split, modalities=modalities)
         # The newer reader starts a pool of actors at every pass to read footers; a few shards are read sooner than
         # those processes have started, and on two cores a pass over a small dataset took a minute of it.
         ray.data.DataContext.get_current().use_datasource_v2 = False

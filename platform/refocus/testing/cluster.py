@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,7 +69,7 @@ class LocalCluster:
         self.environment: dict[str, str] = {}
 
     def start(self) -> LocalCluster:
-        """Start the head node and wait until its dashboard answers."""
+        """Start the head node and wait until its dashboard answers and names it."""
         # Unix socket paths are limited to 107 bytes: the folder stays short.
         self._folder = Path(tempfile.mkdtemp(prefix="rf-", dir="/tmp" if Path("/tmp").is_dir() else None))
         head_port, dashboard_port, agent_port, grpc_port, client_port, metrics_port, env_port = free_ports(7)
@@ -103,7 +102,7 @@ class LocalCluster:
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         try:
-            self._wait_until_ready(f"http://127.0.0.1:{dashboard_port}/api/version", log)
+            self._wait_until_ready(log)
         except BaseException:
             self.stop()
             raise
@@ -131,8 +130,7 @@ class LocalCluster:
         """Start another node of this cluster on this machine and wait until it has joined."""
         assert self._folder is not None
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        # The dashboard may answer before the head node itself has joined.
-        while not (before := self._living_nodes()) and time.monotonic() < deadline:
+        while not (before := self._living_nodes()):
             time.sleep(0.2)
         agent_port, grpc_port, metrics_port, env_port = free_ports(4)
         command = [
@@ -160,9 +158,17 @@ class LocalCluster:
 
     def _living_nodes(self) -> set[str]:
         url = f"{self.environment['RAY_DASHBOARD_ADDRESS']}/api/v0/nodes"
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        # A dashboard that is still starting closes connections, or has no answer yet.
+        with contextlib.suppress(OSError, KeyError, TypeError), urllib.request.urlopen(url, timeout=30) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]
-        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+            return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+        return set()
+
+    @property
+    def folder(self) -> Path:
+        """Where the running cluster keeps its sockets, logs and addresses."""
+        assert self._folder is not None
+        return self._folder
 
     def processes(self) -> list[int]:
         """Return the ids of every process of this cluster."""
@@ -188,13 +194,14 @@ class LocalCluster:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def _wait_until_ready(self, url: str, log: Path) -> None:
+    def _wait_until_ready(self, log: Path) -> None:
         assert self._process is not None
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise RuntimeError(f"ray start ended with {self._process.returncode}:\n{_tail(log)}")
-            with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=2):
+            # On a busy machine the dashboard answers seconds before the node has joined, and drivers are then refused.
+            if self._living_nodes():
                 return
             time.sleep(0.2)
         raise RuntimeError(f"Ray did not answer within {_READY_TIMEOUT_S:.0f} s:\n{_tail(log)}")

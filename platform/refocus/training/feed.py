@@ -40,7 +40,10 @@ class Feed:
 
     Parameters
     ----------
-    dataset : DatasetVersion
+    rows : Dataset
+        What `training_rows` gave; made before workers started, since listing its files asks for a processor.
+    tiles : int
+        How many those are.
     config : TrainingConfig
     batch_size : int
         Of this rank.
@@ -51,21 +54,22 @@ class Feed:
 
     def __init__(
         self,
-        dataset: DatasetVersion,
+        rows: ray.data.Dataset,
         config: TrainingConfig,
         *,
+        tiles: int,
         batch_size: int,
         rank: int,
         world_size: int,
         shared: Callable[[Any], Any],
     ) -> None:
-        self._dataset = dataset
+        self._rows = rows
         self._config = config
         self._batch_size = batch_size
         self._rank, self._world_size = rank, world_size
         self._shared = shared
         self._whole = ray.train.get_dataset_shard(TRAIN)
-        self._tiles = dataset.manifest.rows("train", [config.modality])
+        self._tiles = tiles
 
     def batches(self, position: PassPosition) -> Iterator[TileBatch]:
         """Yield what the pass still owes, noting in `position` what this rank takes."""
@@ -91,7 +95,7 @@ class Feed:
         shards: list[Any] = []
         if self._rank == 0:
             had = position.had.numpy()
-            rows = training_rows(self._dataset, self._config).map_batches(
+            rows = self._rows.map_batches(
                 functools.partial(without, had=had), batch_format="pyarrow", batch_size=None, num_cpus=0
             )
             split = DataConfig().configure({TRAIN: rows}, self._world_size, None, None)

@@ -195,8 +195,8 @@ def train(
 
 def _check_fit(config: TrainingConfig, version: DatasetVersion, workers: Workers) -> None:
     """What would fail on every worker fails here, once and before any of them starts."""
-    version.rows("validation", modalities=[config.modality])
-    version.rows("train", modalities=[config.modality])
+    for split in ("train", "validation"):
+        version.keys(split, modalities=[config.modality])
     tiles = version.manifest.rows("train", [config.modality])
     if tiles < (needed := max(config.batch_size, workers.maximum)):
         raise DatasetIncomplete(
@@ -211,15 +211,16 @@ def _torch_trainer(
     settings: StoreSettings, version: DatasetVersion, record: RunRecord, workers: Workers
 ) -> TorchTrainer:
     patient = settings.model_copy(update={"attempts": max(settings.attempts, _PATIENT_ATTEMPTS)})
+    rows = training_rows(DatasetVersion(ObjectStore(patient), version.manifest), record.config)
     worker: Any = train_worker
     group: Any = workers.minimum if workers.minimum == workers.maximum else (workers.minimum, workers.maximum)
     return TorchTrainer(
         worker,
         train_loop_config={
-            "record": record.model_dump_json(), "settings": patient, "submission": uuid.uuid4().hex,
+            "record": record.model_dump_json(), "settings": patient, "rows": rows, "submission": uuid.uuid4().hex,
         },
         scaling_config=ScalingConfig(num_workers=group, use_gpu=workers.use_gpu),
-        datasets={TRAIN: training_rows(DatasetVersion(ObjectStore(patient), version.manifest), record.config)},
+        datasets={TRAIN: rows},
         dataset_config=DataConfig(datasets_to_split=[TRAIN]),
         run_config=RunConfig(
             name=record.name,

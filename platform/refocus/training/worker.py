@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -70,7 +71,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     job : dict
-        ``record`` (a `RunRecord` as JSON), ``settings`` (`StoreSettings`) and ``submission`` (its name).
+        ``record`` (a `RunRecord` as JSON), ``settings`` (`StoreSettings`), ``rows`` (of `training_rows`) and
+        ``submission`` (its name).
 
     Returns
     -------
@@ -79,7 +81,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     worker = _Worker(RunRecord.model_validate_json(job["record"]), job["settings"], job["submission"])
     try:
-        worker.train()
+        worker.train(job["rows"])
     except (NonFiniteLoss, _StandsStillError) as error:
         # Every rank sees the same and stops at the same step: nobody is left waiting, and trying again would only
         # end there again.
@@ -114,14 +116,19 @@ class _Worker:
         self.writing: deque[Future[None]] = deque()
         self.preemption_seen = False
 
-    def train(self) -> None:
+    def train(self, rows: ray.data.Dataset) -> None:
         """Run passes over the data until the last step."""
         config, trainer = self.config, self.trainer
         self._restore()
         feed = Feed(
-            self.dataset, config, batch_size=trainer.local_batch_size, rank=self.rank, world_size=self.world_size,
+            rows,
+            config,
+            tiles=self.dataset.manifest.rows("train", [config.modality]),
+            batch_size=trainer.local_batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
             shared=self._shared,
-        )  # fmt: skip
+        )
         self.meter.restart()
         last_line = 0.0
         while not trainer.finished:
