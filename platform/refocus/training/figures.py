@@ -42,16 +42,12 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def depth_curves(report: EvaluationReport, modality: str, metrics: Sequence[Metric], methods: Sequence[str]) -> bytes:
-    """Draw each metric over |z|, one line a method; simulated scenes only.
-
-    Classical methods have a row at their best PSNR and one at their best SSIM: each panel shows the one it asks for.
-    """
+    """Draw each metric over |z|, one line a method; simulated scenes only."""
     figure = _figure(4.2 * len(metrics), 3.4)
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         for order, method in enumerate(methods):
-            at_best = f"{method}_ssim" if metric in ("ssim", "ms_ssim") else method
-            row = at_best if at_best in report.methods else method
+            row = row_of(report, method, metric)
             points = [
                 (depth, value)
                 for depth, band in _depths(report)
@@ -77,6 +73,12 @@ def depth_curves(report: EvaluationReport, modality: str, metrics: Sequence[Metr
             axis.axhspan(0.98, 1.02, color="#009E73", alpha=0.12)
     axes[-1].legend(fontsize=7, frameon=False)
     return _png(figure)
+
+
+def row_of(report: EvaluationReport, method: str, metric: Metric) -> str:
+    """Return the row in which a method is at its best: classical ones have two, set for PSNR and for SSIM."""
+    for_similarity = f"{method}_ssim"
+    return for_similarity if metric in ("ssim", "ms_ssim") and for_similarity in report.methods else method
 
 
 def interval_curves(report: EvaluationReport, modality: str) -> bytes | None:

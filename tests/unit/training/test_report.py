@@ -9,8 +9,8 @@ from skimage import data
 
 from refocus.training.baselines import UNSHARP
 from refocus.training.evaluate import Restored, evaluate
-from refocus.training.figures import panels
-from refocus.training.report import examples_of, html_report, markdown_table, series_table
+from refocus.training.figures import panels, row_of
+from refocus.training.report import examples_of, gain_table, html_report, markdown_table, series_table, trust_table
 from refocus.training.scenes import SceneSettings, SharpImage
 from refocus.training.series import MeasuredPlane
 
@@ -50,6 +50,21 @@ def test_tables_hold_the_means(report):
     assert f"{report.mean('psnr_db', 'input', band='6 um'):.2f}" in table
     assert "planes" not in table
     assert "| PSNR (dB) | slide |" in series_table(report, "psnr_db")
+
+
+def test_each_curve_shows_a_classical_method_at_the_setting_for_it(report):
+    assert row_of(report, "unsharp", "ssim") == "unsharp_ssim"
+    assert row_of(report, "unsharp", "psnr_db") == "unsharp"
+    assert row_of(report, "smooth", "ssim") == "smooth"
+
+
+def test_gains_and_trust_are_tables_by_band(report):
+    gain, trust = gain_table(report, "fluorescence"), trust_table(report, "fluorescence")
+    assert gain.startswith("| | 0 um | 6 um |")
+    mean = report.mean("psnr_db", band="6 um") - report.mean("psnr_db", "input", band="6 um")
+    # One specimen: its bootstrap knows no other.
+    assert f"{mean:+.2f} ({mean:+.2f} to {mean:+.2f})" in gain
+    assert "coverage of the 90% interval" in trust
 
 
 def test_differences_share_one_scale():
