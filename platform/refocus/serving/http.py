@@ -24,7 +24,7 @@ from refocus.errors import ModelMissing, RefocusError, ServiceBusy
 from refocus.serving.answers import encode_answer
 from refocus.serving.body import accepted, read_image
 from refocus.serving.config import ServingConfig
-from refocus.serving.metrics import RequestMetrics, access_log
+from refocus.serving.metrics import Meters, ProcessMeters, RequestMetrics, access_log
 from refocus.serving.openapi import FOCUS_DOCS, REFOCUS_DOCS
 from refocus.serving.requests import ModelState, OnOutOfRange, RestoreAnswer, RestoreRequest, ServiceState, TileReport
 from refocus.serving.status import RETRY_AFTER_STATUSES, Refusal, problem_for
@@ -84,15 +84,15 @@ PixelSizeQuery = Annotated[float | None, Query(gt=0, le=100, description="Where 
 ApertureQuery = Annotated[float | None, Query(gt=0, le=1.7, description="Numerical aperture of the objective")]
 
 
-def make_app(backend: Backend, config: ServingConfig) -> FastAPI:
-    """Return the service's application over `backend`."""
+def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = None) -> FastAPI:
+    """Return the service's application over `backend`; it counts in this process where no `meters` are given."""
     app = FastAPI(
         title="Refocus",
         version=refocus.__version__,
         description="Brings a defocused microscopy image into focus from a single shot.",
     )
-    metrics = RequestMetrics()
-    app.add_middleware(_Correlated, config=config, metrics=metrics)
+    meters = meters or ProcessMeters()
+    app.add_middleware(_Correlated, config=config, metrics=RequestMetrics(meters))
     _add_error_handlers(app, config)
 
     @app.post("/v1/refocus", response_class=Response, **REFOCUS_DOCS)
@@ -127,6 +127,9 @@ def make_app(backend: Backend, config: ServingConfig) -> FastAPI:
             headers.OUT_OF_RANGE: f"{answer.out_of_range_share:.4f}",
             headers.SERVER_TIMING: headers.format_server_timing(stages),
         }
+        defocus_um = _defocus_um(answer, image.pixel_size_um, na)
+        if defocus_um is not None:
+            said[headers.DEFOCUS_UM] = f"{defocus_um:.2f}"
         if answer.half_width is not None:
             said[headers.INTERVAL_SCALE] = f"level=0.9; calibrated={'true' if answer.calibrated else 'false'}"
         return Response(body, media_type=MEDIA_TYPES[container], headers=said)
@@ -168,8 +171,10 @@ def make_app(backend: Backend, config: ServingConfig) -> FastAPI:
 
     @app.get("/metrics", response_class=Response)
     async def exposed() -> Response:
-        """Return this replica's metrics in Prometheus' format."""
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Return the metrics of all replicas in Prometheus' format."""
+        return Response(
+            await asyncio.to_thread(meters.exposition), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     return app
 
@@ -215,24 +220,26 @@ def _report(
     image: WireImage, answer: RestoreAnswer, pixel_size_um: float | None, aperture: float | None
 ) -> FocusReport:
     step = max(1, math.ceil(max(answer.blur_radius_px.shape[1:]) / _MAP_SIDE))
-    radius = float(np.median(answer.blur_radius_px))
-    defocus_um = None
-    if pixel_size_um and aperture and aperture < 1:
-        # Geometric radius of the defocus disc: |z| tan(asin(NA)), in air.
-        defocus_um = radius * pixel_size_um / math.tan(math.asin(aperture))
     return FocusReport(
         model=answer.model,
         digest=answer.digest,
         planes=len(image.planes),
         height_px=image.height_px,
         width_px=image.width_px,
-        blur_radius_px=radius,
-        defocus_um=defocus_um,
+        blur_radius_px=float(np.median(answer.blur_radius_px)),
+        defocus_um=_defocus_um(answer, pixel_size_um, aperture),
         out_of_range_share=answer.out_of_range_share,
         blur_map_px=np.round(answer.blur_radius_px[:, ::step, ::step].astype(float), 3).tolist(),
         tiles=answer.tiles,
         scan_again=tuple(number for number, tile in enumerate(answer.tiles) if tile.scan_again),
     )
+
+
+def _defocus_um(answer: RestoreAnswer, pixel_size_um: float | None, aperture: float | None) -> float | None:
+    if not pixel_size_um or not aperture or aperture >= 1:
+        return None
+    # Geometric radius of the defocus disc: |z| tan(asin(NA)), in air.
+    return float(np.median(answer.blur_radius_px)) * pixel_size_um / math.tan(math.asin(aperture))
 
 
 def _remember(request: Request, answer: RestoreAnswer, stages: dict[str, float], image: WireImage) -> None:

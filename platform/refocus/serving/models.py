@@ -239,6 +239,10 @@ class ModelSet:
                 _close(self._pinned.popitem(last=False)[1])
             return pinned
 
+    def any_served(self) -> Served | None:
+        """Return one of the models that serve; all are on one device."""
+        return next(iter(self._serving.values()), None)
+
     def states(self) -> tuple[ModelState, ...]:
         """Return what serves, by name."""
         return tuple(

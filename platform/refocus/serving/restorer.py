@@ -18,6 +18,7 @@ from refocus.model.checkpoint import ModelPackage
 from refocus.registry.catalog import Catalog
 from refocus.serving.batching import BatchingModel
 from refocus.serving.config import ServingConfig
+from refocus.serving.metrics import SWAPS, Meters, ProcessMeters
 from refocus.serving.models import ModelSet, Served
 from refocus.serving.requests import RestoreAnswer, RestoreRequest, ServiceState, TileReport
 
@@ -37,17 +38,20 @@ class Restorer:
     config : ServingConfig
     catalog : Catalog or None
         Where champions are; see `catalog_of`.
+    meters : Meters, optional
+        Where swaps are counted; in this process where not given.
     """
 
-    def __init__(self, config: ServingConfig, catalog: Catalog | None) -> None:
+    def __init__(self, config: ServingConfig, catalog: Catalog | None, meters: Meters | None = None) -> None:
         self.config = config
+        self._meters = meters or ProcessMeters()
         self.models = ModelSet(
             catalog,
             self._load,
             names=config.models,
             bundled=config.store != "required",
             pinned_versions=config.pinned_versions,
-            on_swap=_log_swap,
+            on_swap=self._swapped,
         )
         self.models.start()
 
@@ -60,6 +64,13 @@ class Restorer:
             pixels_per_batch=self.config.pixels_per_batch,
         )
 
+    def _swapped(self, name: str, digest: str, problem: str | None) -> None:
+        self._meters.record(SWAPS, 1, name, "swapped" if problem is None else "refused")
+        if problem is None:
+            _log.info("model swapped", extra={"model": name, "digest": digest})
+        else:
+            _log.error("model not swapped: %s", problem, extra={"model": name, "digest": digest})
+
     def follow(self) -> None:
         """Look once whether a champion has changed; never raises."""
         self.models.follow()
@@ -67,7 +78,7 @@ class Restorer:
     def state(self) -> ServiceState:
         """Return whether images can be served, by what."""
         states = self.models.states()
-        some = next(iter(self.models._serving.values()), None)
+        some = self.models.any_served()
         return ServiceState(
             ready=bool(states),
             reason=self.models.reason(),
@@ -198,10 +209,3 @@ def _half_width(done: Any, package: ModelPackage) -> tuple[npt.NDArray[np.float3
         return None, False
     calibration = package.config.calibration
     return calibration.half_width(done.scale, done.median_blur_radius_px), calibration.fitted
-
-
-def _log_swap(name: str, digest: str, problem: str | None) -> None:
-    if problem is None:
-        _log.info("model swapped", extra={"model": name, "digest": digest})
-    else:
-        _log.error("model not swapped: %s", problem, extra={"model": name, "digest": digest})

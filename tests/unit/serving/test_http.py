@@ -220,6 +220,9 @@ def test_focus_reports_tiles_and_distance(service, grey):
     # tan(asin(0.75)) = 1.1339.
     assert report["defocus_um"] == pytest.approx(report["blur_radius_px"] * 0.325 / 1.1339, rel=1e-3)
     assert client.post("/v1/focus", content=tiff(body)).json()["defocus_um"] is None
+    restored = client.post("/v1/refocus?pixel_size_um=0.325&na=0.75", content=tiff(body))
+    assert float(restored.headers[headers.DEFOCUS_UM]) == pytest.approx(report["defocus_um"], abs=0.005)
+    assert headers.DEFOCUS_UM not in client.post("/v1/refocus", content=tiff(body)).headers
     assert max(len(report["blur_map_px"][0]), len(report["blur_map_px"][0][0])) <= 64
 
 
