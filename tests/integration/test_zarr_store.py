@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import zarr
 
-from refocus.errors import BucketMissing, StoreUnreachable, UnreadableImage
+from refocus.errors import BucketMissing, ObjectChanged, StoreUnreachable, UnreadableImage
 from refocus.io.store import ObjectStore
 from refocus.io.upload import upload
-from refocus.io.zarr import ZarrSource, zarr_roots
+from refocus.io.zarr import ZarrSource, etag_of_folder, zarr_roots
 from refocus.testing.faulty_store import SLOW_DOWN, FaultyStore
 from refocus.zstack import Acquisition
 
@@ -80,3 +80,32 @@ def test_a_store_that_is_gone_is_no_broken_image(store, tmp_path):
 def test_a_prefix_without_a_group_is_unreadable(store):
     with pytest.raises(UnreadableImage, match="no Zarr group"):
         ZarrSource((store, "raw/nothing.zarr"))
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_an_image_that_changes_while_it_is_read_is_noticed(store, tmp_path, change):
+    upload(store, ome_zarr(tmp_path / "a.zarr", "0.5"), "raw/a.zarr")
+    planned = etag_of_folder(store.list("raw/a.zarr/"))
+    image = ZarrSource((store, "raw/a.zarr"), etag=planned)
+    np.testing.assert_array_equal(image.plane(z=0), PIXELS[0])
+    chunk = next(entry.key for entry in store.list("raw/a.zarr/0/c/3"))
+    if change == "removed":
+        store.delete(chunk)
+    else:
+        store.put(chunk, store.get(chunk)[::-1])
+    with pytest.raises(ObjectChanged):
+        image.plane(z=3)
+    with pytest.raises(ObjectChanged, match="not the image that it was"):
+        ZarrSource((store, "raw/a.zarr"), etag=planned)
+
+
+def test_chunks_of_several_planes_are_fetched_once_for_all_of_them(store, tmp_path):
+    group = zarr.open_group(ome_zarr(tmp_path / "a.zarr", "0.5"))
+    group.create_array("0", data=PIXELS, chunks=(3, 20, 50), overwrite=True)
+    upload(store, tmp_path / "a.zarr", "raw/a.zarr")
+    with FaultyStore(store.settings) as proxy:
+        image = ZarrSource((ObjectStore(proxy.settings), "raw/a.zarr"))
+        before = len(proxy.seen)
+        for z in range(6):
+            np.testing.assert_array_equal(image.window(slice(0, 15), slice(5, 45), z=z), PIXELS[z, :15, 5:45])
+        assert len(proxy.seen) - before == 2

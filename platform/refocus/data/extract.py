@@ -77,7 +77,9 @@ def extract_source(
 
 def _opened(store: ObjectStore, source: SourceObject, rule: Rule) -> ImageSource:
     if source.kind == "zarr":
-        return ZarrSource((store, source.key), name=source.key, answers=rule.acquisition(), axes=rule.axes)
+        return ZarrSource(
+            (store, source.key), name=source.key, answers=rule.acquisition(), axes=rule.axes, etag=source.etag
+        )
     file: Any = RangedObject(store, source.key, size_bytes=source.size_bytes, etag=source.etag)
     return open_image(file, name=source.key, answers=rule.acquisition(), axes=rule.axes)
 

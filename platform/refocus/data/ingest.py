@@ -32,7 +32,7 @@ from refocus.data.sidecar import SIDECAR_NAME, Answers, Rule, Sidecar
 from refocus.errors import DatasetExists, DatasetIncomplete, InputError, ObjectExists, ObjectMissing
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectInfo, ObjectStore
-from refocus.io.zarr import zarr_roots
+from refocus.io.zarr import etag_of_folder, zarr_roots
 
 RECEIPTS = "receipts/"
 QUARANTINE = "quarantine.jsonl"
@@ -65,6 +65,7 @@ def plan_ingest(
     answers = _answers(sidecars, fallback)
     images = sorted(_images(objects), key=lambda image: image.key)
     images = [image for image in images if not answers.rule_for(image.key).ignore]
+    images, copies = _without_copies(images)
     if not images:
         raise DatasetIncomplete(
             f"{store.uri(prefix)} holds {len(objects)} objects but no image to ingest; "
@@ -77,6 +78,7 @@ def plan_ingest(
         sidecars=sidecars,
         fallback=(fallback or Rule()).model_dump(exclude_unset=True),
         units=tuple(_units(images, settings.unit_bytes)),
+        copies=tuple(copies),
     )
 
 
@@ -160,7 +162,7 @@ def run_units(store: ObjectStore, prefix: str, plan: IngestPlan, *, progress: Pr
     if not waiting:
         return [done[unit.name] for unit in plan.units]
     items = [{"unit": unit.model_dump_json()} for unit in waiting]
-    shared = {"settings": store.settings, "prefix": prefix, "plan": plan.model_copy(update={"units": ()})}
+    shared = {"settings": store.settings, "prefix": prefix, "plan": plan.model_copy(update={"units": (), "copies": ()})}
     task: Any = _ingest_row
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map(task, fn_kwargs=shared)
     for row in rows.iter_rows():
@@ -180,7 +182,7 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
         If nothing usable was found; the quarantine list is there to read.
     """
     prefix = version_prefix(name, version)
-    quarantined = [item for receipt in receipts for item in receipt.quarantined]
+    quarantined = [*plan.copies, *(item for receipt in receipts for item in receipt.quarantined)]
     store.put(prefix + QUARANTINE, "".join(item.model_dump_json() + "\n" for item in quarantined).encode())
     manifest = DatasetManifest(
         name=name,
@@ -217,14 +219,26 @@ def _images(objects: list[ObjectInfo]) -> Iterator[SourceObject]:
     for root in roots:
         # A Zarr image is many objects: together they are one source, and any change of one is another source.
         parts = [entry for entry in objects if entry.key.startswith(root + "/")]
-        etag = hashlib.sha256("\n".join(f"{entry.key} {entry.etag}" for entry in parts).encode()).hexdigest()
-        yield SourceObject(key=root, size_bytes=sum(entry.size_bytes for entry in parts), etag=etag, kind="zarr")
+        size_bytes = sum(entry.size_bytes for entry in parts)
+        yield SourceObject(key=root, size_bytes=size_bytes, etag=etag_of_folder(parts), kind="zarr")
     for entry in objects:
         if any(entry.key.startswith(root + "/") for root in roots):
             continue
         # `refocus simulate` writes what only it knows beside a series: as a sharp image it would leak between splits.
         if entry.key.lower().endswith(_IMAGE_SUFFIXES) and ".truth." not in entry.key:
             yield SourceObject(key=entry.key, size_bytes=entry.size_bytes, etag=entry.etag)
+
+
+def _without_copies(images: list[SourceObject]) -> tuple[list[SourceObject], list[QuarantinedSource]]:
+    # Under another name the same bytes are another specimen: they would train a network and judge it, too.
+    first: dict[tuple[str, int], SourceObject] = {}
+    copies = []
+    for image in images:
+        same = first.setdefault((image.etag, image.size_bytes), image)
+        if same is not image:
+            reason = f"{image.key} is byte for byte the same as {same.key}"
+            copies.append(QuarantinedSource(source=image.key, error="DuplicatedSource", reason=reason))
+    return list(first.values()), copies
 
 
 def _units(images: list[SourceObject], unit_bytes: int) -> Iterator[WorkUnit]:

@@ -69,6 +69,14 @@ class IngestSettings(_Record):
     unit_bytes: int = Field(default=8 * 2**20, ge=1)
 
 
+class QuarantinedSource(_Record):
+    """A source, or a part of one, that was left out, and why."""
+
+    source: str
+    error: str
+    reason: str
+
+
 class WorkUnit(_Record):
     """Sources that one task turns into shards; a large stack is a unit by itself."""
 
@@ -86,6 +94,7 @@ class IngestPlan(_Record):
     sidecars: dict[str, str]
     fallback: dict[str, Any]
     units: tuple[WorkUnit, ...]
+    copies: tuple[QuarantinedSource, ...] = ()
 
 
 class Shard(_Record):
@@ -96,14 +105,6 @@ class Shard(_Record):
     modality: Modality
     rows: int
     size_bytes: int
-
-
-class QuarantinedSource(_Record):
-    """A source, or a part of one, that was left out, and why."""
-
-    source: str
-    error: str
-    reason: str
 
 
 class SourceSummary(_Record):

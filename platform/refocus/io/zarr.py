@@ -5,6 +5,7 @@ Only the full resolution is read. See https://ngff.openmicroscopy.org/0.4/ and h
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from refocus.errors import (
     ConfigurationError,
     InputError,
     MetadataMissing,
+    ObjectChanged,
     StoreError,
     UnreadableImage,
     UnsupportedImage,
@@ -28,7 +30,7 @@ from refocus.zstack import AXES, Acquisition
 if TYPE_CHECKING:
     import zarr
 
-    from refocus.io.store import ObjectStore
+    from refocus.io.store import ObjectInfo, ObjectStore
 
 # Files that say that a folder is a Zarr group, in format 3 and 2.
 _MARKERS = ("zarr.json", ".zgroup")
@@ -53,6 +55,12 @@ def zarr_roots(keys: Iterable[str]) -> list[str]:
     return roots
 
 
+def etag_of_folder(objects: Iterable[ObjectInfo]) -> str:
+    """Return one ETag for many objects, in the order of their keys: any change of one gives another."""
+    listing = "\n".join(f"{entry.key} {entry.etag}" for entry in objects)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 class ZarrSource(ImageSource):
     """The full resolution of one OME-Zarr image.
 
@@ -66,6 +74,8 @@ class ZarrSource(ImageSource):
         Fills what the file leaves open.
     axes : str or None
         What its axes mean, where the file does not say or says it wrongly; lengths are then unknown, too.
+    etag : str or None
+        Of a store's image, as `etag_of_folder` gives it: it must be that one still.
 
     Notes
     -----
@@ -79,6 +89,8 @@ class ZarrSource(ImageSource):
         If it is a plate or a collection of several images, or an axis is none of ours.
     MetadataMissing
         If it has no OME metadata and `axes` is not given.
+    ObjectChanged
+        If the store's image is no longer the one that `etag` names, or changes while it is read.
     """
 
     def __init__(
@@ -88,12 +100,13 @@ class ZarrSource(ImageSource):
         name: str = "",
         answers: Acquisition | None = None,
         axes: str | None = None,
+        etag: str | None = None,
     ) -> None:
         if isinstance(location, Path):
             self.name = name or str(location)
         else:
             self.name = name or location[0].uri(location[1].strip("/"))
-        group = _open_group(location, self.name)
+        group = _open_group(location, self.name, etag)
         try:
             image, group = _only_image(group, self.name)
             self._image = image
@@ -133,31 +146,25 @@ class ZarrSource(ImageSource):
 
     def plane(self, *, z: int = 0, c: int = 0, t: int = 0) -> npt.NDArray[Any]:
         """Read one plane; chunks that hold several planes are decoded once while they are asked for in turn."""
-        wanted = {"T": t, "C": c, "Z": z}
-        self._check_position(**wanted)
-        chunks = dict(zip(self._file_axes, self._array.chunks, strict=True))
-        depth = chunks.get("Z", 1)
-        plane_bytes = self.dtype.itemsize * math.prod(self.size(axis) for axis in "YXS")
-        depth = depth if depth * plane_bytes <= _SLAB_BYTES else 1
+        return self.window(slice(None), slice(None), z=z, c=c, t=t)
+
+    def _read_window(self, rows: slice, columns: slice, *, z: int, c: int, t: int) -> npt.NDArray[Any]:
+        depth = dict(zip(self._file_axes, self._array.chunks, strict=True)).get("Z", 1)
+        samples = self.size("S") * self.dtype.itemsize
+        window_bytes = (rows.stop - rows.start) * (columns.stop - columns.start) * samples
+        depth = depth if depth * window_bytes <= _SLAB_BYTES else 1
         first = z - z % depth
-        where: tuple[slice | int, ...] = tuple(
-            slice(first, min(first + depth, self.size("Z"))) if axis == "Z" else wanted.get(axis, slice(None))
-            for axis in self._file_axes
-        )
+        planes = slice(first, min(first + depth, self.size("Z")))
+        parts: dict[str, slice | int] = {"T": t, "C": c, "Z": planes, "Y": rows, "X": columns, "S": slice(None)}
+        where = tuple(parts[axis] for axis in self._file_axes)
         if self._slab is None or self._slab[0] != where:
+            self._slab = None
             self._slab = (where, self._read(where))
         left = [axis for axis in self._file_axes if axis in "ZYXS"]
         pixels = self._slab[1]
         if "Z" in left:
             pixels = np.take(pixels, z - first, axis=left.index("Z"))
             left.remove("Z")
-        pixels = np.transpose(pixels, [left.index(axis) for axis in "YXS" if axis in left])
-        return np.ascontiguousarray(pixels, dtype=self.dtype)
-
-    def _read_window(self, rows: slice, columns: slice, *, z: int, c: int, t: int) -> npt.NDArray[Any]:
-        parts: dict[str, slice | int] = {"T": t, "C": c, "Z": z, "Y": rows, "X": columns, "S": slice(None)}
-        pixels = self._read(tuple(parts[axis] for axis in self._file_axes))
-        left = [axis for axis in self._file_axes if axis in "YXS"]
         pixels = np.transpose(pixels, [left.index(axis) for axis in "YXS" if axis in left])
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
@@ -176,7 +183,7 @@ class ZarrSource(ImageSource):
             ) from error
 
 
-def _open_group(location: Path | tuple[ObjectStore, str], name: str) -> zarr.Group:
+def _open_group(location: Path | tuple[ObjectStore, str], name: str, etag: str | None) -> zarr.Group:
     try:
         import zarr
     except ImportError as error:
@@ -186,7 +193,10 @@ def _open_group(location: Path | tuple[ObjectStore, str], name: str) -> zarr.Gro
             return zarr.open_group(zarr.storage.LocalStore(location, read_only=True), mode="r")
         from refocus.io.zarr_store import ZarrObjects
 
-        return zarr.open_group(ZarrObjects(*location), mode="r")
+        objects = ZarrObjects(*location)
+        if etag not in (None, objects.etag):
+            raise ObjectChanged(f"{name} is not the image that it was: objects of it have been replaced or removed.")
+        return zarr.open_group(objects, mode="r")
     except StoreError:
         raise
     except Exception as error:

@@ -9,19 +9,27 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.buffer.core import default_buffer_prototype
 
-from refocus.errors import ObjectMissing
-from refocus.io.store import ObjectStore
+from refocus.errors import ObjectChanged, ObjectMissing
+from refocus.io.store import ObjectInfo, ObjectStore
+from refocus.io.zarr import etag_of_folder
 
 
 class ZarrObjects(Store):
     """Objects below a prefix as one Zarr store.
 
-    Retries, time-outs and errors are those of `ObjectStore`; requests run side by side in threads.
+    Retries, time-outs and errors are those of `ObjectStore`; requests run side by side in threads. What there is, is
+    listed once, when this is made: every request then carries the ETag that its object had, so that one which is
+    replaced or removed meanwhile raises `ObjectChanged` instead of giving half of each image.
 
     Parameters
     ----------
     store : ObjectStore
     prefix : str
+
+    Attributes
+    ----------
+    etag : str
+        Of all objects together, as `refocus.io.zarr.etag_of_folder` gives it.
     """
 
     supports_writes = False
@@ -32,6 +40,8 @@ class ZarrObjects(Store):
         super().__init__(read_only=True)
         self._store = store
         self._prefix = prefix.removeprefix(store.uri()).strip("/") + "/"
+        self._objects = {entry.key: entry for entry in store.list(self._prefix)}
+        self.etag = etag_of_folder(self._objects.values())
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -50,11 +60,11 @@ class ZarrObjects(Store):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        try:
-            data = await asyncio.to_thread(self._get, self._prefix + key, byte_range)
-        except ObjectMissing:
+        entry = self._objects.get(self._prefix + key)
+        if entry is None:
             # A chunk that was never written holds the fill value: not an error to zarr.
             return None
+        data = await asyncio.to_thread(self._get, entry, byte_range)
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -63,7 +73,7 @@ class ZarrObjects(Store):
         return list(await asyncio.gather(*(self.get(key, prototype, wanted) for key, wanted in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        return await asyncio.to_thread(self._store.exists, self._prefix + key)
+        return self._prefix + key in self._objects
 
     async def set(self, key: str, value: Buffer) -> None:
         raise NotImplementedError("this store is read only")
@@ -76,8 +86,9 @@ class ZarrObjects(Store):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        for entry in await asyncio.to_thread(lambda: [*self._store.list(self._prefix + prefix)]):
-            yield entry.key.removeprefix(self._prefix)
+        for key in self._objects:
+            if key.startswith(self._prefix + prefix):
+                yield key.removeprefix(self._prefix)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         folder = prefix.strip("/") + "/" if prefix.strip("/") else ""
@@ -88,14 +99,18 @@ class ZarrObjects(Store):
                 seen.add(child)
                 yield child
 
-    def _get(self, key: str, byte_range: ByteRequest | None) -> bytes:
+    def _get(self, entry: ObjectInfo, byte_range: ByteRequest | None) -> bytes:
+        size = entry.size_bytes
         match byte_range:
             case RangeByteRequest(start=start, end=end):
-                return self._store.get_range(key, start, end)
+                start, stop = start, min(end, size)
             case OffsetByteRequest(offset=offset):
-                return self._store.get_range(key, offset, self._store.head(key).size_bytes)
+                start, stop = offset, size
             case SuffixByteRequest(suffix=suffix):
-                size = self._store.head(key).size_bytes
-                return self._store.get_range(key, max(0, size - suffix), size)
+                start, stop = max(0, size - suffix), size
             case _:
-                return self._store.get(key)
+                start, stop = 0, size
+        try:
+            return self._store.get_range(entry.key, start, stop, etag=entry.etag)
+        except ObjectMissing as error:
+            raise ObjectChanged(f"{self._store.uri(entry.key)} was removed while its image was being read.") from error
