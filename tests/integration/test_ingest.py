@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+import tifffile
 
 from refocus.data.dataset import DatasetVersion, version_prefix
 from refocus.data.ingest import QUARANTINE, REPORT, adopt_plan, ingest_unit, plan_digest, plan_ingest, seal
@@ -20,6 +22,7 @@ from refocus.errors import (
     StoreAccessDenied,
 )
 from refocus.io.store import ObjectStore
+from refocus.testing.faulty_store import INTERNAL_ERROR, SLOW_DOWN, Fault, FaultyStore
 from samples import focal_series, sharp_image, tiff
 
 pytestmark = pytest.mark.store
@@ -60,6 +63,23 @@ def test_sharp_images_become_tiles_that_hold_the_very_pixels(store):
     np.testing.assert_array_equal(tile.pixels[0], image)
 
 
+def of_unequal_planes() -> bytes:
+    sink = io.BytesIO()
+    with tifffile.TiffWriter(sink) as file:
+        for side in (96, 96, 80):
+            file.write(sharp_image(side=side), metadata=None)
+    return sink.getvalue()
+
+
+def of_a_compression_nobody_knows() -> bytes:
+    data = bytearray(tiff(focal_series(), compression="zlib"))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        offsets = [page.tags["Compression"].valueoffset for page in file.pages]
+    for offset in offsets:
+        data[offset : offset + 2] = (34712 + 1).to_bytes(2, "little")
+    return bytes(data)
+
+
 BAD = {
     "raw/truncated.tif": (tiff(focal_series())[:9000], "truncated"),
     "raw/text.tif": (b"these are my notes, not an image", "no image"),
@@ -68,6 +88,9 @@ BAD = {
     "raw/nan.tif": (tiff(np.where(np.eye(96) > 0, np.nan, 1.0).astype(np.float32)), "NaN"),
     "raw/ambiguous.tif": (tiff(focal_series(), metadata=None), "does not say"),
     "raw/edge.tif": (tiff(focal_series(best=0)), "edge"),
+    "raw/saturated.tif": (tiff(np.full((5, 96, 96), 65535, np.uint16)), "saturation"),
+    "raw/unequal.tif": (of_unequal_planes(), "planes of one shape"),
+    "raw/compression.tif": (of_a_compression_nobody_knows(), "compressed by method"),
     "raw/broken.png": (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "PNG"),
 }
 
@@ -93,6 +116,56 @@ def test_duplicated_planes_are_counted_and_left_out(store):
     dataset = ingest_here(store)
     assert "raw/stack.tif#z=7" in quarantine(store)
     assert len(list(dataset.tiles(split_of("stack")))) == 8
+
+
+def test_big_endian_and_little_endian_give_the_same_tiles(store):
+    store.put("raw/stack_c0.tif", tiff(focal_series(), byteorder="<"))
+    store.put("raw/stack_c1.tif", tiff(focal_series(), byteorder=">", compression="zlib"))
+    tiles = list(ingest_here(store).tiles(split_of("stack")))
+    little, big = ({t.plane: t for t in tiles if t.source == f"raw/stack_c{n}.tif"} for n in (0, 1))
+    assert len(little) == len(big) == 9
+    for plane, tile in little.items():
+        np.testing.assert_array_equal(tile.pixels, big[plane].pixels)
+
+
+def test_two_stacks_of_one_name_are_one_specimen_and_stay_apart_as_sources(store):
+    store.put("raw/monday/s1.tif", tiff(focal_series(best=3)))
+    store.put("raw/tuesday/s1.tif", tiff(focal_series(best=5, seed=8)))
+    dataset = ingest_here(store)
+    assert {source.source for source in dataset.manifest.sources} == {"raw/monday/s1.tif", "raw/tuesday/s1.tif"}
+    assert {source.specimen for source in dataset.manifest.sources} == {"s1"}
+    tiles = list(dataset.tiles(split_of("s1")))
+    assert len({tile.index for tile in tiles}) == len(tiles) == 18
+
+
+def test_the_same_bytes_under_two_names_are_used_once(store):
+    store.put("raw/a.tif", tiff(focal_series()))
+    store.put("raw/copy_of_a.tif", tiff(focal_series()))
+    dataset = ingest_here(store)
+    assert [source.source for source in dataset.manifest.sources] == ["raw/a.tif"]
+    assert "raw/a.tif" in quarantine(store)["raw/copy_of_a.tif"]["reason"]
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL_ERROR, Fault(cut_after_bytes=2000)])
+def test_a_store_on_a_bad_day_gives_the_same_dataset(store, fault):
+    store.put("raw/stack.tif", tiff(focal_series(), compression="zlib"))
+    expected = list(ingest_here(store).tiles(split_of("stack")))
+    with FaultyStore(store.settings) as faulty:
+        faulty.inject(fault, times=3, methods=("GET",), path_contains="stack.tif")
+        faulty.inject(SLOW_DOWN, times=3, methods=("PUT",))
+        dataset = ingest_here(ObjectStore(faulty.settings), version="v2")
+        assert faulty.count(fault) == (6 if fault is SLOW_DOWN else 3)
+    for tile, same in zip(dataset.tiles(split_of("stack")), expected, strict=True):
+        np.testing.assert_array_equal(tile.pixels, same.pixels)
+        np.testing.assert_array_equal(tile.target, same.target)
+
+
+def test_one_channel_that_cannot_be_used_does_not_spoil_the_others(store):
+    both = np.stack([focal_series(best=4), focal_series(best=0)], axis=1)
+    store.put("raw/stack.tif", tiff(both, metadata={"axes": "ZCYX"}))
+    (source,) = ingest_here(store).manifest.sources
+    assert source.source == "raw/stack.tif#c=0"
+    assert "edge" in quarantine(store)["raw/stack.tif#c=1"]["reason"]
 
 
 def test_a_reversed_stack_finds_the_same_plane(store):

@@ -75,7 +75,17 @@ def _warnings(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource
     unsure = [s for s in manifest.sources if s.focus_confidence is not None and s.focus_confidence < 0.3]
     if unsure:
         said.append(f"The focus of {len(unsure)} series is uncertain, such as {unsure[0].source}.")
-    if len(quarantined) > len(manifest.sources):
+    tilted = [s for s in manifest.sources if s.in_focus_range and s.in_focus_range[1] - s.in_focus_range[0] >= 1]
+    if tilted:
+        said.append(
+            f"{len(tilted)} series are in focus at different planes from place to place, such as {tilted[0].source}; "
+            "each tile is paired with its own."
+        )
+    at_edge = sum(source.tiles_at_edge for source in manifest.sources)
+    if at_edge:
+        said.append(f"{at_edge} tiles are sharpest at the first or last plane and are left out: more range is needed.")
+    used = {source.source for source in manifest.sources}
+    if len({item.source.partition("#z=")[0] for item in quarantined} - used) > len(used):
         said.append("More images were quarantined than used: is this the right folder?")
     return "".join(f"<p class='warn'>{escape(text)}</p>" for text in said)
 

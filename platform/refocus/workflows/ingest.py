@@ -44,7 +44,8 @@ def ingest(*, raw: str, dataset: str, version: str | None, answers: dict[str, An
     prefix = version_prefix(dataset, version)
     receipts = run_units(store, prefix, plan, progress=progress)
     complete = seal(store, dataset, version, plan, receipts)
-    _print_summary(complete, [item for receipt in receipts for item in receipt.quarantined], console)
+    left_out = [*plan.copies, *(item for receipt in receipts for item in receipt.quarantined)]
+    _print_summary(complete, left_out, console)
     return complete
 
 
@@ -59,10 +60,13 @@ def _print_summary(dataset: DatasetVersion, quarantined: list[QuarantinedSource]
     console.print(table)
     for source in manifest.sources:
         if source.in_focus_plane is not None:
-            flag = ", at the edge of the range" if source.focus_at_edge else ""
+            low, high = source.in_focus_range or (source.in_focus_plane, source.in_focus_plane)
+            said = f", its tiles from {low:.1f} to {high:.1f}" if high - low >= 1 else ""
+            said += f", tilted by {source.tilt_deg:.1f} degrees" if said and source.tilt_deg is not None else ""
+            said += f", {source.tiles_at_edge} tiles quarantined at the edge" if source.tiles_at_edge else ""
             console.print(
                 f"  {source.source}: in focus at plane {source.in_focus_plane:.1f} "
-                f"(confidence {source.focus_confidence or 0:.2f}{flag})"
+                f"(confidence {source.focus_confidence or 0:.2f}){said}"
             )
     console.print(f"  Quality report: {dataset.uri}/{REPORT}")
     assumed = sum(source.modality_assumed for source in manifest.sources)
