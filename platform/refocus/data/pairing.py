@@ -97,6 +97,8 @@ class Pairing:
                     window = self.survey.grid.window(row, column)
                     tile = _Column(held, around, window, margin_px)
                     yield from self._tile(tile, float(own[row, column]), float(elsewhere[row, column]), shifts)
+            # Before the next block is read: two of them would be twice what may be held.
+            held.clear()
 
     def _tile(self, column: _Column, position: float, expected: float, shifts: list[Shift]) -> Iterator[Pair]:
         focus = self._plane_at(position)
