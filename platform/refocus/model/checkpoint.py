@@ -72,7 +72,7 @@ class PackageConfig(BaseModel):
     pixel_size_um: tuple[PositiveFloat, PositiveFloat] | None = None
     numerical_aperture: tuple[PositiveFloat, PositiveFloat] | None = None
     normalisation: Literal["percentiles-1-99.8"] = "percentiles-1-99.8"
-    halo_px: Annotated[int, Field(ge=0)] = 128
+    halo_px: Annotated[int, Field(ge=0)] = 160
     calibration: Calibration = Calibration()
     gate: RangeGate | None = None
 

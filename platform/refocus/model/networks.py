@@ -55,9 +55,6 @@ class NetworkConfig(BaseModel):
         with; the U-Nets see what they would change beside the image, and the blur itself. Needs an `unshuffle` of 2.
     deconvolution_steps : tuple of int
         Steps of Richardson-Lucy (:mod:`refocus.model.deconvolution`) after which the U-Nets see its result, likewise.
-    sharp_guard_px : (low, high) or None
-        Where the predicted blur radius is below `low` the image is left alone, above `high` it is changed in full, with
-        a smooth step between: what is in focus already should pass untouched. It has no weights.
 
     Examples
     --------
@@ -76,7 +73,6 @@ class NetworkConfig(BaseModel):
     unshuffle: Literal[1, 2, 4] = 2
     noise_levels: tuple[tuple[PositiveFloat, PositiveFloat], ...] = ()
     deconvolution_steps: tuple[PositiveInt, ...] = ()
-    sharp_guard_px: tuple[PositiveFloat, PositiveFloat] | None = None
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
@@ -88,8 +84,6 @@ class NetworkConfig(BaseModel):
             )
         if self.sees_blur and (self.unshuffle != 2 or self.architecture == "deep_r"):
             raise ValueError("what undoes the estimated blur enters U-Nets with an unshuffle of 2 alone, not this one.")
-        if self.sharp_guard_px is not None and self.sharp_guard_px[0] >= self.sharp_guard_px[1]:
-            raise ValueError(f"sharp_guard_px is {self.sharp_guard_px}; expected low < high.")
         return self
 
     @property
@@ -184,7 +178,6 @@ class _Heads(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.unshuffle = config.unshuffle
-        self.guard = config.sharp_guard_px
         self.answers = 2 * config.channels * config.unshuffle**2
         proposals = len(config.noise_levels) + len(config.deconvolution_steps)
         self.pixels = nn.Conv2d(config.widths[0], self.answers + proposals, 3, padding=1)
@@ -205,21 +198,10 @@ class _Heads(nn.Module):
                 change = F.interpolate(change, scale_factor=2.0, mode="bilinear", align_corners=False)
             image = torch.addcmul(image, share, change)
         blur = _BLUR_UNIT_PX * F.softplus(self.blur(bottom).float())
-        if self.guard is not None:
-            image = torch.lerp(padded.float(), image, self._step(blur.detach(), padded))
         low, high = LOG_SCALE_LIMITS
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         log_scale = middle + half * torch.tanh(raw_scale / half)
         return Prediction(image, log_scale, blur)
-
-    def _step(self, blur: Tensor, padded: Tensor) -> Tensor:
-        """0 where the blur is below the guard, 1 above it, smooth in value and place."""
-        assert self.guard is not None
-        low, high = self.guard
-        even = F.avg_pool2d(blur, 3, stride=1, padding=1, count_include_pad=False)
-        wide = F.interpolate(even, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        share = ((wide - low) / (high - low)).clamp(0.0, 1.0)
-        return share * share * (3.0 - 2.0 * share)
 
 
 class _UNet(nn.Module):

@@ -21,7 +21,7 @@ from refocus.optics.transfer import RoundTransfer, interpolate
 
 #: Geometric blur radii. A rung serves 3% around it; an inverse filter that is 7% off loses under half a decibel.
 RADII_PX: tuple[float, ...] = tuple(1.0 * 1.06**rung for rung in range(64))
-FREQUENCIES = 513
+FREQUENCIES = 1025
 _WAVELENGTH_UM = 0.525
 
 

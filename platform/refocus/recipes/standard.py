@@ -11,17 +11,16 @@ from refocus.training.config import TrainingConfig
 
 #: Noise that the inverse filters reckon with, (floor, slope in px): hardly any, some, much; see docs/networks.md.
 NOISE_LEVELS = ((3e-4, 60.0), (2e-3, 40.0), (1.2e-2, 20.0))
-
-#: Below the first blur nothing is changed, above the second everything; see docs/networks.md.
-SHARP_GUARD_PX = (1.0, 2.5)
+#: Of Richardson-Lucy: smooth, and fine.
+DECONVOLUTION_STEPS = (8, 24)
 
 
 def _network(**sizes: Any) -> NetworkConfig:
-    return NetworkConfig(noise_levels=NOISE_LEVELS, sharp_guard_px=SHARP_GUARD_PX, **sizes)
+    return NetworkConfig(noise_levels=NOISE_LEVELS, deconvolution_steps=DECONVOLUTION_STEPS, **sizes)
 
 
 #: Reaches 10 um at NA 0.75 and 0.325 um pixels with a little to spare, and beyond for what the gate must know.
-BROAD_OPTICS = OpticsRange(blur_radius_px=(0.0, 37.0), out_of_range_share=0.05)
+BROAD_OPTICS = OpticsRange(blur_radius_px=(0.0, 38.0), out_of_range_share=0.05, in_focus_share=0.3)
 
 
 def fluorescence() -> TrainingConfig:

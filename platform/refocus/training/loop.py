@@ -402,9 +402,7 @@ def initial_network(config: TrainingConfig) -> RefocusNetwork:
     if config.initial_weights is not None:
         kind, _, name = config.initial_weights.partition(":")
         package = ModelPackage.bundled(name) if kind == "bundled" else ModelPackage.load(config.initial_weights)
-        # The guard has no weights: a run may start from a package that was given another.
-        unguarded = {"sharp_guard_px": config.network.sharp_guard_px}
-        if package.config.network.model_copy(update=unguarded) != config.network:
+        if package.config.network != config.network:
             raise ModelUnfit(
                 f"initial_weights {config.initial_weights!r} is a network {package.config.network}, and recipe "
                 f"{config.name!r} trains {config.network}. Take the network from the package, or start from None."

@@ -68,17 +68,6 @@ def test_every_size_from_one_pixel_up_comes_back(config: NetworkConfig, height: 
     assert prediction.image.isfinite().all()
 
 
-def test_the_guard_leaves_alone_what_is_predicted_sharp_and_nothing_else() -> None:
-    config = tiny(sharp_guard_px=(1.0, 2.0))
-    guarded, free = _stirred(config), _stirred(tiny())
-    x = torch.rand(1, 1, 64, 64)
-    for bias, expected in ((-4.0, x), (4.0, free(x).image)):
-        with torch.no_grad():
-            guarded.trunk.heads.blur[-1].weight.zero_()
-            guarded.trunk.heads.blur[-1].bias.fill_(bias)
-        torch.testing.assert_close(guarded(x).image, expected)
-
-
 def test_scale_and_blur_stay_in_their_ranges_for_absurd_input() -> None:
     prediction = _stirred(tiny())(1e6 * torch.randn(1, 1, 32, 32))
     low, high = LOG_SCALE_LIMITS
@@ -120,7 +109,6 @@ def test_a_discriminator_gives_one_score_an_image() -> None:
         {"channels": 2},
         {"width": 32},
         {"architecture": "deep_r", "noise_levels": ((2e-3, 40.0),)},
-        {"sharp_guard_px": (2.0, 1.0)},
         {"unshuffle": 4, "noise_levels": ((2e-3, 40.0),)},
         {"unshuffle": 1, "deconvolution_steps": (8,)},
     ],
