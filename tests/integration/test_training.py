@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import time
+import urllib.request
 import uuid
 
 import pytest
 
-from refocus.errors import ConfigurationError, DatasetIncomplete, DatasetMissing, ResourcesMissing, RunExists
+from refocus.errors import (
+    ConfigurationError,
+    DatasetIncomplete,
+    DatasetMissing,
+    ModelMissing,
+    ModelUnfit,
+    ResourcesMissing,
+    RunExists,
+    StoreAccessDenied,
+)
 from refocus.io.store import ObjectStore
 from refocus.model.checkpoint import ModelPackage
-from refocus.training.runs import best_checkpoint, fetch_checkpoint, read_progress, whole_checkpoints
+from refocus.testing.faulty_store import Fault, FaultyStore
+from refocus.training.runs import best_checkpoint, fetch_checkpoint, read_progress, run_names, whole_checkpoints
 from samples import put_sharp_images
 
 pytestmark = [pytest.mark.store, pytest.mark.ray]
@@ -57,8 +70,31 @@ def test_a_run_ends_with_its_steps_and_a_package_that_can_be_served(finished_run
 
 def test_progress_says_what_an_engineer_asks(finished_run, shared_store):
     last = read_progress(shared_store, finished_run)[-1]
-    assert {"loss", "samples_per_s", "data_wait_share", "gradient_norm", "validation_psnr_db"} <= set(last)
+    assert {
+        "loss", "samples_per_s", "data_wait_share", "gradient_norm", "validation_psnr_db", "device_utilisation",
+        "device_memory_gb", "checkpoint_s", "validation_s", "workers", "batches_left_out",
+    } <= set(last)  # fmt: skip
     assert 0 <= last["data_wait_share"] <= 1
+
+
+def test_a_runs_numbers_are_among_rays_metrics(cluster, ray_session):
+    from refocus.training.gauges import RunGauges
+
+    RunGauges("measured-run", rank=1).set({"samples_per_s": 12.5, "unknown": 1.0})
+    addresses = json.loads((cluster.folder / "prom_metrics_service_discovery.json").read_text())[0]["targets"]
+    wanted = re.compile(r'^ray_refocus_training_samples_per_s\{.*rank="1",run="measured-run".*\} 12\.5$', re.MULTILINE)
+    deadline = time.monotonic() + 60  # Ray gathers metrics every ten seconds
+    while not any(wanted.search(urllib.request.urlopen(f"http://{a}/metrics").read().decode()) for a in addresses):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_a_run_can_be_read_back_by_people(cluster, finished_run, shared_store):
+    events = [entry.key for entry in shared_store.list(f"runs/{finished_run}/tensorboard/")]
+    assert [key.rpartition(".")[2] for key in events] == ["0000000004", "0000000008"]
+    shown = cluster.run("refocus", "runs", "show", finished_run, timeout_s=60).stdout
+    assert "tensorboard --logdir s3://" in shown
+    assert "2 workers from step 0" in shown
 
 
 def test_a_run_name_is_not_reused_without_resume(cluster, finished_run, dataset):
@@ -114,6 +150,23 @@ def test_bad_arguments_end_at_once_with_one_message(cluster, dataset, arguments,
     assert "Traceback" not in run.stdout
 
 
+def test_a_job_that_asks_for_more_than_there_is_fails_soon_and_ray_says_so(cluster, dataset):
+    job = f"too-large-{uuid.uuid4().hex[:6]}"
+    started = time.monotonic()
+    submitted = cluster.run(
+        "ray", "job", "submit", "--submission-id", job, "--", "jobs/train.py", "--dataset", dataset, "--workers", "40",
+        timeout_s=180, check=False,
+    )  # fmt: skip
+    took_s = time.monotonic() - started
+    assert submitted.returncode != 0
+    assert "ResourcesMissing: 40 workers need 40 CPUs" in submitted.stdout
+    assert "--workers 5 would fit now" in submitted.stdout
+    status = cluster.run("ray", "job", "status", job, timeout_s=60).stdout
+    assert "FAILED" in status
+    # 45 s of waiting, and the start of two commands on a machine that may be busy.
+    assert took_s < 100
+
+
 class TestBeforeWorkersStart:
     """Checks in this process: what cannot work is said before a worker starts."""
 
@@ -158,6 +211,66 @@ class TestBeforeWorkersStart:
         config = recipes.get("smoke").model_copy(update={"modality": "phase_contrast"})
         with pytest.raises(DatasetIncomplete, match="phase_contrast; it has fluorescence"):
             train(shared_store, config, dataset=dataset, run="never", workers=Workers(1, 1, use_gpu=False))
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "said"),
+        [
+            (("network.channels=2",), ConfigurationError, "Input should be 1 or 3"),
+            (("batch_size=64",), DatasetIncomplete, "has 6 training tiles of fluorescence and a step takes 64"),
+            (("network.widths=[8, 12, 16, 20]",), ModelUnfit, "Take the network from the package"),
+            (("initial_weights=/no/such/folder",), ModelMissing, "/no/such/folder"),
+        ],
+        ids=["channels", "batch", "weights-of-another-network", "weights-that-are-not-there"],
+    )
+    def test_what_does_not_fit_is_said_before_a_run_name_is_taken(
+        self, ray_session, shared_store, dataset, changes, error, said
+    ):
+        from refocus import recipes
+        from refocus.training.overrides import with_overrides
+        from refocus.training.trainer import Workers, train
+
+        def start() -> None:
+            config = with_overrides(recipes.get("smoke"), changes)
+            train(shared_store, config, dataset=dataset, run="misfit", workers=Workers(1, 1, use_gpu=False))
+
+        with pytest.raises(error, match=re.escape(said)):
+            start()
+        assert "misfit" not in set(run_names(shared_store))
+
+    def test_an_unfinished_dataset_version_is_named(self, ray_session, shared_store):
+        from refocus import recipes
+        from refocus.training.trainer import Workers, train
+
+        shared_store.put("datasets/unfinished/v1/plan.json", b"{}")
+        with pytest.raises(DatasetIncomplete, match="ingest has not finished"):
+            train(
+                shared_store, recipes.get("smoke"), dataset="unfinished/v1", run="never",
+                workers=Workers(1, 1, use_gpu=False),
+            )  # fmt: skip
+
+    def test_a_bucket_that_may_not_be_written_is_named(self, ray_session, shared_store, dataset):
+        from refocus import recipes
+        from refocus.training.trainer import Workers, train
+
+        with FaultyStore(shared_store.settings) as faulty:
+            faulty.inject(Fault(status=403, code="AccessDenied"), times=None, methods=("PUT", "POST"))
+            with pytest.raises(StoreAccessDenied, match="what they may do in this bucket"):
+                train(
+                    ObjectStore(faulty.settings), recipes.get("smoke"), dataset=dataset, run="forbidden",
+                    workers=Workers(1, 1, use_gpu=False),
+                )  # fmt: skip
+
+    def test_a_run_is_not_gone_on_with_by_another_network(self, ray_session, shared_store, dataset, finished_run):
+        from refocus.training.overrides import with_overrides
+        from refocus.training.runs import read_run
+        from refocus.training.trainer import Workers, train
+
+        config = with_overrides(read_run(shared_store, finished_run).config, ["network.widths=[8, 16]"])
+        with pytest.raises(ConfigurationError, match="was started differently: network was"):
+            train(
+                shared_store, config, dataset=dataset, run=finished_run, resume=True,
+                workers=Workers(1, 1, use_gpu=False),
+            )  # fmt: skip
 
     def test_a_dataset_that_is_not_there_is_named(self, ray_session, shared_store):
         from refocus import recipes

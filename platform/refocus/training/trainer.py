@@ -17,7 +17,6 @@ from ray.autoscaler.sdk import request_resources
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from refocus.data.batches import BatchAssembler
 from refocus.data.dataset import DatasetVersion
 from refocus.errors import ConfigurationError, DatasetIncomplete, NonFiniteLoss, ResourcesMissing, TrainingError
 from refocus.io.settings import StoreSettings
@@ -203,7 +202,6 @@ def _check_fit(config: TrainingConfig, version: DatasetVersion, workers: Workers
             f"{version.uri} has {tiles} training tiles of {config.modality} and a step takes {needed}; ingest more, or "
             "lower batch_size."
         )
-    BatchAssembler(window_px=config.window_px, channels=config.network.channels, seed=config.seed)
     initial_network(config)
 
 
