@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.store]
 
 
 def model_of(client: Client) -> dict:
-    """What the service says of the champion under test; bundled weights serve beside it."""
+    """What the service says of the champion under test."""
     return next(model for model in client.models() if model["name"] == "served")
 
 
@@ -36,9 +36,16 @@ def served(repository, store_settings, tmp_path_factory):
     crown(catalog, tiny_package(1))
     folder = tmp_path_factory.mktemp("serve")
     environment = settings.environment()
+    # Two at the entrance: what one of them counts alone is not the whole.
+    changes = {
+        r"poll_s: 5\b": "poll_s: 0.5",
+        r"(name: Ingress[\s\S]*?min_replicas:) 1": r"\1 2",
+        # Ready means that the champion serves: on a slow machine bundled weights would answer first.
+        r"store: auto\b": "store: required",
+    }
     with (
         LocalCluster(num_cpus=4, working_directory=repository, environment=environment) as cluster,
-        serve_run(cluster, repository, folder, environment=environment, changes={r"poll_s: 5\b": "poll_s: 0.5"}) as url,
+        serve_run(cluster, repository, folder, environment=environment, changes=changes) as url,
     ):
         with Client(url) as client:
             try:
@@ -111,6 +118,30 @@ def test_a_body_over_the_limit_is_413_before_it_is_sent(served):
     assert response.status == 413
     assert response.headers["Content-Type"] == "application/problem+json"
     connection.close()
+
+
+def test_metrics_are_those_of_all_replicas(served, grey):
+    url, _ = served
+
+    def counted(name: str, *labels: str) -> dict[str, float]:
+        """Value by process of the series that have these labels."""
+        lines = [line for line in httpx.get(f"{url}/metrics", timeout=30).text.splitlines() if line.startswith(name)]
+        found = [line for line in lines if all(label in line for label in labels)]
+        return {line.partition('WorkerId="')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in found}
+
+    answered = ("ray_refocus_requests_total", 'route="/v1/refocus"', 'status="200"')
+    before = sum(counted(*answered).values())
+    for _ in range(20):
+        # A connection each, so that both replicas at the entrance get some.
+        with Client(url) as client:
+            client.refocus(grey)
+    deadline = time.monotonic() + 60
+    while sum(counted(*answered).values()) < before + 20 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert sum(counted(*answered).values()) >= before + 20
+    assert len(counted(*answered)) == 2
+    assert sum(counted("ray_refocus_model_swaps_total", 'model="served"', 'outcome="swapped"').values()) >= 1
+    assert sum(counted("ray_refocus_stage_seconds_count", 'stage="model"').values()) >= 20
 
 
 def test_a_promotion_under_load_loses_no_request(served, grey):
