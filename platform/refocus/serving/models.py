@@ -207,10 +207,18 @@ class ModelSet:
         if not wanted:
             served = sorted({s.package.config.modality for s in self._serving.values()})
             raise ModelUnfit(f"no model for {modality} is served; there are models for {', '.join(served)}.")
-        # Exact colours first; then grey networks, which restore colours one by one, and the default before the others.
+        # The default first, then exact colours; a brightfield network may see one colour at a time, and is still not for
+        # grey images where a fluorescence network serves.
+        likely = "brightfield" if colors == 3 else "fluorescence"
         return min(
             wanted,
-            key=lambda s: (s.name != default, s.package.config.channels != colors, s.source == "bundled", s.name),
+            key=lambda s: (
+                s.name != default,
+                s.package.config.channels != colors,
+                s.package.config.modality != likely,
+                s.source == "bundled",
+                s.name,
+            ),
         )
 
     def _named(self, name: str, version: str) -> Served:
