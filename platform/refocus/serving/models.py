@@ -207,7 +207,7 @@ class ModelSet:
         if not wanted:
             served = sorted({s.package.config.modality for s in self._serving.values()})
             raise ModelUnfit(f"no model for {modality} is served; there are models for {', '.join(served)}.")
-        # The default first, then exact colours; a brightfield network may see one colour at a time, and is still not for
+        # The default first, then exact colours; a brightfield network may see one colour at a time and is still not for
         # grey images where a fluorescence network serves.
         likely = "brightfield" if colors == 3 else "fluorescence"
         return min(
