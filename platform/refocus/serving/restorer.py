@@ -121,7 +121,10 @@ class Restorer:
             for tile in outside:
                 part = np.s_[tile.plane, tile.y_px : tile.y_px + tile.height_px, tile.x_px : tile.x_px + tile.width_px]
                 restored[part] = request.planes[part]
-        half_width, calibrated = _half_width(done, served.package)
+        half_width = None
+        calibration = served.package.config.calibration
+        if done.scale is not None:
+            half_width = calibration.half_width_of(done.scale, done.blur_radius_px, stride_px=done.stride_px, axes=axes)
         return RestoreAnswer(
             planes=restored,
             model=served.name,
@@ -130,7 +133,7 @@ class Restorer:
             blur_radius_px=blur,
             stride_px=done.stride_px,
             half_width=half_width,
-            calibrated=calibrated,
+            calibrated=half_width is not None and calibration.fitted,
             tiles=tiles if request.maps else (),
             timings_ms={"model": model_ms, "judge": 1e3 * (time.perf_counter() - started)},
         )
@@ -202,10 +205,3 @@ def _places(height_px: int, width_px: int) -> list[tuple[int, int, int, int]]:
         for y in range(0, height_px, _TILE_PX)
         for x in range(0, width_px, _TILE_PX)
     ]
-
-
-def _half_width(done: Any, package: ModelPackage) -> tuple[npt.NDArray[np.float32] | None, bool]:
-    if done.scale is None:
-        return None, False
-    calibration = package.config.calibration
-    return calibration.half_width(done.scale, done.median_blur_radius_px), calibration.fitted

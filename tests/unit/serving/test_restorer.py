@@ -1,0 +1,31 @@
+"""The restorer by itself: what it answers beside pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from refocus.model.checkpoint import ModelPackage
+from refocus.model.restore import restore
+from refocus.serving.config import ServingConfig
+from refocus.serving.requests import RestoreRequest
+from refocus.serving.restorer import Restorer
+
+
+def test_intervals_follow_the_blur_of_each_place_as_they_were_calibrated() -> None:
+    rng = np.random.default_rng(0)
+    sharp = (ndimage.gaussian_filter(rng.random((192, 384)), 1.5) - 0.3) * 5000
+    uneven = np.where(np.arange(384) < 192, sharp, ndimage.gaussian_filter(sharp, 8.0)).clip(0).astype(np.uint16)
+    restorer = Restorer(ServingConfig(store="none", device="cpu", precision="fp32"), None)
+    answer = restorer.restore(RestoreRequest(planes=uneven[None], modality="fluorescence", uncertainty=True))
+    package = ModelPackage.bundled("fluorescence")
+    found = restore(uneven, package, axes="YX", with_scale=True, precision="fp32")
+    assert found.scale is not None
+    expected = package.config.calibration.half_width_of(
+        found.scale, found.blur_radius_px, stride_px=found.stride_px, axes="YX"
+    )
+    assert np.ptp(found.blur_radius_px) > 1  # or one factor would do for all
+    assert answer.calibrated
+    assert answer.half_width is not None
+    # Batches of other tiles round in another order.
+    np.testing.assert_allclose(answer.half_width[0], expected, rtol=1e-3)
