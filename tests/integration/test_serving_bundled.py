@@ -42,6 +42,7 @@ def test_bundled_weights_serve_without_a_store_and_the_device_is_given_back(fres
     url, cluster = fresh
     image = (np.random.default_rng(0).random((200, 160)) * 3000 + 200).astype(np.uint16)
     with Client(url, patience_s=240, retries=60) as client:
+        client.wait_until_ready(240)
         answer = client.refocus_detailed(image)
         assert answer.model == "fluorescence"
         assert answer.digest == ModelPackage.bundled("fluorescence").digest
