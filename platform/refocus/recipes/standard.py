@@ -29,7 +29,7 @@ def fluorescence() -> TrainingConfig:
         name="fluorescence",
         modality="fluorescence",
         network=_network(),
-        crop_px=192,
+        crop_px=288,
         batch_size=32,
         steps=100_000,
         warmup_steps=500,
