@@ -26,6 +26,7 @@ from refocus.errors import StoreError, StoreUnreachable
 from refocus.io import server_process
 from refocus.io.settings import DEFAULT_BUCKET, DEFAULT_REGION, StoreSettings, refocus_home
 
+_RELEASE_S = 3.0
 _READY_TIMEOUT_S = 60.0
 _PORTS = ("s3", "master", "volume", "filer", "admin")
 # Every service also listens for gRPC 10000 above its own port.
@@ -129,7 +130,7 @@ class LocalStore:
 
     def _start(self, state: _State) -> _State:
         for launch in range(1, _LAUNCHES + 1):
-            if not all(_free(port) for port in _with_grpc(state.ports)):
+            if not _soon_free(state.ports):
                 state = state.model_copy(update={"ports": _choose_ports()})
             # Written before anything listens: whoever finds the process finds its ports.
             self._write(state)
@@ -267,6 +268,16 @@ def _choose_ports() -> dict[str, int]:
 
 def _with_grpc(ports: dict[str, int]) -> list[int]:
     return [port + offset for port in ports.values() for offset in (0, _GRPC_OFFSET)]
+
+
+def _soon_free(ports: dict[str, int]) -> bool:
+    """Whether all ports are free; a server that was killed a moment ago may still be letting go of them."""
+    deadline = time.monotonic() + _RELEASE_S
+    while not all(_free(port) for port in _with_grpc(ports)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _free(port: int) -> bool:
