@@ -343,10 +343,11 @@ def dataset_with_damage(place: Place) -> str:
     """The tiny dataset, but one tile is a measured pair whose target is not finite."""
     address = put_sharp_images(place.store, name=f"damaged-{uuid.uuid4().hex[:6]}", side=384, tile_px=96)
     key = DatasetVersion.open(place.store, address).manifest.keys("train")[0]
-    first, *rest = [Tile.from_row(row) for row in pq.read_table(io.BytesIO(place.store.get(key))).to_pylist()]
-    pixels = first.pixels.astype(np.float32)
-    damaged = dataclasses.replace(first, kind="pair", pixels=pixels, target=np.full_like(pixels, np.nan))
-    place.store.put(key, encode_shard([damaged, *rest], rows_per_group=8))
+    first, *rest = pq.read_table(io.BytesIO(place.store.get(key))).to_pylist()
+    pixels = Tile.from_row(first).pixels.astype(np.float32)
+    damaged = dataclasses.replace(Tile.from_row(first), kind="pair", pixels=pixels, target=np.full_like(pixels, np.nan))
+    rows = [damaged.row(), *rest]
+    place.store.put(key, encode_shard(rows, size_bytes=sum(len(row["pixels"]) for row in rows)))
     return address
 
 

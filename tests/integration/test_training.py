@@ -154,15 +154,15 @@ def test_a_job_that_asks_for_more_than_there_is_fails_soon_and_ray_says_so(clust
     job = f"too-large-{uuid.uuid4().hex[:6]}"
     started = time.monotonic()
     submitted = cluster.run(
-        "ray", "job", "submit", "--submission-id", job, "--", "jobs/train.py", "--dataset", dataset, "--workers", "40",
+        "ray", "job", "submit", "--submission-id", job, "--", "jobs/train.py", "--dataset", dataset, "--workers", "6",
         timeout_s=180, check=False,
     )  # fmt: skip
     took_s = time.monotonic() - started
     assert submitted.returncode != 0
-    assert "ResourcesMissing: 40 workers need 40 CPUs" in submitted.stdout
+    assert "ResourcesMissing: 6 workers need 6 CPUs" in submitted.stdout
     assert "--workers 5 would fit now" in submitted.stdout
     status = cluster.run("ray", "job", "status", job, timeout_s=60).stdout
-    assert "FAILED" in status
+    assert f"Job '{job}' failed" in status
     # 45 s of waiting, and the start of two commands on a machine that may be busy.
     assert took_s < 100
 

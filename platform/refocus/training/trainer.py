@@ -200,7 +200,7 @@ def _check_fit(config: TrainingConfig, version: DatasetVersion, workers: Workers
     if tiles < (needed := max(config.batch_size, workers.maximum)):
         raise DatasetIncomplete(
             f"{version.uri} has {tiles} training tiles of {config.modality} and a step takes {needed}; ingest more, or "
-            "lower batch_size."
+            "lower batch_size or --workers."
         )
     initial_network(config)
 
