@@ -8,9 +8,9 @@
 Makes focal series (nuclei-like texture, camera noise, uint16), sends them to a SeaweedFS of its own and reads them in
 four ways: plain GETs of the same objects in `--cores` threads; the decoder alone in `--cores` processes, from memory,
 every plane once; the whole ingest in one process; the whole ingest on Ray, its processes already running. The store
-runs on the same cores and takes its share of all but the decoder's. Processor time is that of our processes alone, and
-what can be compared where others use the machine, too. `--profile` says where the time of the one process goes. Ends
-with one line of JSON.
+runs on the same cores and takes its share of all but the decoder's: the last column says how much. Processor time can
+be compared where others use the machine, too. `--profile` says where the time of the one process goes. Ends with one
+line of JSON.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
                 ray.init(address=cluster.environment["RAY_ADDRESS"], log_to_driver=False)
                 try:
                     for compression in options.compression:
-                        rows += measured(store, f"raw/{compression}/", compression, options)
+                        rows += measured(store, local, compression, options)
                 finally:
                     ray.shutdown()
         finally:
@@ -99,7 +99,8 @@ def encoded(stack: np.ndarray, compression: str) -> bytes:
     return sink.getvalue()
 
 
-def measured(store: ObjectStore, prefix: str, compression: str, options: argparse.Namespace) -> list[dict]:
+def measured(store: ObjectStore, local: LocalStore, compression: str, options: argparse.Namespace) -> list[dict]:
+    prefix = f"raw/{compression}/"
     entries = list(store.list(prefix))
     megabytes = sum(entry.size_bytes for entry in entries) / 1e6
     pixels = options.stacks * options.planes * options.side**2 * 2 / 1e6
@@ -108,15 +109,17 @@ def measured(store: ObjectStore, prefix: str, compression: str, options: argpars
     rows = []
 
     def row(way: str, work: Callable[[], Any], busy: Callable[[Any], float] | None = None) -> None:
-        wall, processor = time.perf_counter(), time.process_time()
+        wall, processor, stores = time.perf_counter(), time.process_time(), processor_s(local)
         answer = work()
         seconds, processor = time.perf_counter() - wall, time.process_time() - processor
+        stores = processor_s(local) - stores
         if busy is not None:
             processor = busy(answer)
-        said = f"{processor:8.2f} s of processor" if processor else ""
-        print(f"  {way:38} {megabytes / seconds:8.1f} MB/s {seconds:8.2f} s {said}", flush=True)
+        said = f"{processor:8.2f} s of processor" if processor else " " * 23
+        print(f"  {way:38} {megabytes / seconds:8.1f} MB/s {seconds:8.2f} s {said} {stores:6.2f} s of the store's")
         rows.append({"compression": compression, "way": way, "megabytes_per_s": round(megabytes / seconds, 1),
-                     "seconds": round(seconds, 2), "processor_s": round(processor, 2)})  # fmt: skip
+                     "seconds": round(seconds, 2), "processor_s": round(processor, 2),
+                     "store_processor_s": round(stores, 2)})  # fmt: skip
 
     keys = [entry.key for entry in entries]
     with ThreadPoolExecutor(options.cores) as pool:
@@ -130,6 +133,12 @@ def measured(store: ObjectStore, prefix: str, compression: str, options: argpars
     # Its tasks' processor time is theirs to know.
     row(f"refocus on Ray, {options.cores} tasks", lambda: on_ray(store, plan, f"ray-{compression}"), lambda _: 0.0)
     return rows
+
+
+def processor_s(local: LocalStore) -> float:
+    """Processor time that the store has used so far (Linux)."""
+    fields = Path(f"/proc/{local.status().pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 _HELD: dict[str, bytes] = {}

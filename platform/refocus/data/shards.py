@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -24,6 +25,8 @@ _ROW_GROUP_BYTES = 4 * 2**20
 # Tiles come place by place, all planes of one after the other. Dealt out by plane, a shard holds some planes of many
 # places: neighbours in a batch differ, and what a place's planes share, its target, is still written once for several.
 _MOST_LANES = 8
+# Shards encoded and sent at a time: a store answers each after a while, and takes several meanwhile.
+_MOST_WRITING = 3
 # A dictionary larger than this would end dictionary encoding midway; a row group's targets are smaller.
 _DICTIONARY_BYTES = 4 * _ROW_GROUP_BYTES
 
@@ -52,8 +55,9 @@ class ShardWriter:
         self._waiting: dict[tuple[Split, Modality, int], _Waiting] = {}
         self._shards: list[Shard] = []
         self._last_target: tuple[npt.NDArray[Any] | None, bytes | None] = (None, None)
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refocus-write")
-        self._writing: Future[Shard] | None = None
+        self._writer = ThreadPoolExecutor(max_workers=_MOST_WRITING, thread_name_prefix="refocus-write")
+        self._writing: deque[Future[Shard]] = deque()
+        self._numbers: Counter[tuple[Split, Modality]] = Counter()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -77,14 +81,15 @@ class ShardWriter:
         """Write what is left and return all shards of the unit."""
         for lane in list(self._waiting):
             self._flush(lane)
-        self._take_written()
+        self._take_written(at_most=0)
         return tuple(self._shards)
 
     def _flush(self, lane: tuple[Split, Modality, int]) -> None:
         split, modality, _ = lane
         waiting = self._waiting.pop(lane)
-        self._take_written()
-        number = sum((shard.split, shard.modality) == (split, modality) for shard in self._shards)
+        self._take_written(at_most=_MOST_WRITING - 1)
+        number = self._numbers[split, modality]
+        self._numbers[split, modality] += 1
         key = f"{self._prefix}{split}/{modality}-{self._unit}-{number:04d}.parquet"
 
         def write() -> Shard:
@@ -92,13 +97,13 @@ class ShardWriter:
             self._store.put(key, data)
             return Shard(key=key, split=split, modality=modality, rows=len(waiting.rows), size_bytes=len(data))
 
-        # One shard is encoded and sent while the next is being filled.
-        self._writing = self._writer.submit(write)
+        # Some shards are encoded and sent while the next is being filled.
+        self._writing.append(self._writer.submit(write))
 
-    def _take_written(self) -> None:
-        if self._writing is not None:
-            self._shards.append(self._writing.result())
-            self._writing = None
+    def _take_written(self, *, at_most: int) -> None:
+        """Wait until no more than so many are under way, oldest first, so that the list keeps their order."""
+        while len(self._writing) > at_most:
+            self._shards.append(self._writing.popleft().result())
 
 
 @dataclass
