@@ -116,7 +116,7 @@ class DatasetVersion:
         modalities : sequence of str, optional
             All where not given.
         **reading
-            Of ``ray.data.read_parquet``: what its tasks ask of the cluster, how many run at once.
+            Of ``ray.data.read_parquet``: what its tasks ask of the cluster, how many run at once, in which order.
 
         Raises
         ------
@@ -131,7 +131,11 @@ class DatasetVersion:
         ray.data.DataContext.get_current().use_datasource_v2 = False
         bucket = self.store.settings.bucket
         return ray.data.read_parquet(
-            [f"{bucket}/{key}" for key in keys], filesystem=self.store.settings.pyarrow_filesystem(), **reading
+            [f"{bucket}/{key}" for key in keys],
+            filesystem=self.store.settings.pyarrow_filesystem(),
+            # A task a shard: left to itself, Ray Data cuts what a task has read into small blocks once more.
+            override_num_blocks=len(keys),
+            **reading,
         )
 
 

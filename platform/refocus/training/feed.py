@@ -28,11 +28,18 @@ TRAIN = "train"
 
 
 def training_rows(dataset: DatasetVersion, config: TrainingConfig) -> ray.data.Dataset:
-    """Return the rows that a recipe trains on, in an order of blocks that its seed decides."""
-    rows = dataset.rows(
-        "train", modalities=[config.modality], ray_remote_args={"num_cpus": 0}, concurrency=_READS_AT_ONCE
+    """Return the rows that a recipe trains on, shard by shard in an order that its seed decides for each pass.
+
+    Shards are put in order before they are read. To put blocks in order afterwards, Ray Data waits for all of them: the
+    first batch came when the whole pass had been read, and a large dataset would not have fitted.
+    """
+    return dataset.rows(
+        "train",
+        modalities=[config.modality],
+        num_cpus=0,
+        concurrency=_READS_AT_ONCE,
+        shuffle=ray.data.FileShuffleConfig(seed=config.seed),
     )
-    return rows.randomize_block_order(seed=config.seed)
 
 
 class Feed:
