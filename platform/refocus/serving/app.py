@@ -12,6 +12,7 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError, TaskCancelledError
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -30,11 +31,16 @@ _PAUSE_S = 0.2
 #: ones for the next: at 2048 x 2048 that was a third of the time on CPUs. Up to a gigabyte is kept instead.
 _MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_ARENA_MAX": "1"}
 
+#: While all restorers are full the router asks them again and again, by default after up to half a second, in which a
+#: restorer of small images has long run dry.
+_ROUTER = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)
+
 
 @serve.deployment(
     max_ongoing_requests=8,
     max_queued_requests=64,
     autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 4},
+    request_router_config=_ROUTER,
     graceful_shutdown_timeout_s=120.0,
     health_check_period_s=5.0,
 )
