@@ -29,11 +29,11 @@ DEPLOYMENTS = ("Ingress", "Restorer")
 _PAUSE_S = 0.2
 #: Read by glibc when a process starts. By default it gives every large tensor's pages back to the kernel and takes new
 #: ones for the next: at 2048 x 2048 that was a third of the time on CPUs. Up to a gigabyte is kept instead.
-_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_ARENA_MAX": "1"}
+MEMORY_ON_CPUS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_ARENA_MAX": "1"}
 
 #: While all restorers are full the router asks them again and again, by default after up to half a second, in which a
 #: restorer of small images has long run dry.
-_ROUTER = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)
+_ROUTER = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)  # type: ignore[arg-type]
 
 
 @serve.deployment(
@@ -190,7 +190,7 @@ def _resources(config: ServingConfig) -> dict[str, Any]:
     gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.device_count()
     if config.device == "cuda" or (config.device == "auto" and gpus >= 1):
         return {"num_cpus": 1, "num_gpus": 1}
-    return {"num_cpus": 1, "runtime_env": {"env_vars": _MEMORY}}
+    return {"num_cpus": 1, "runtime_env": {"env_vars": MEMORY_ON_CPUS}}
 
 
 def _log_with_serve() -> None:
