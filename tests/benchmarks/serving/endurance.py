@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 
 from refocus.client import Client
@@ -43,11 +44,12 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class Moment:
-    """What was seen at one time of the load profile."""
+    """What was seen at one time of the load profile; `ready` restorers have loaded their models and take requests."""
 
     at_s: float
     clients: int
     restorers: int
+    ready: int
     answers: int
 
 
@@ -98,14 +100,20 @@ def main() -> None:
         print(f"{deployment:<10}{first_mb:>8.1f} MB at the start{last_mb:>8.1f} MB at the end{slope:>8.2f} MB per 1000")
     most = max(moment.restorers for moment in profile)
     loaded = next(moment.at_s for moment in profile if moment.clients > 1)
-    grown = next((moment.at_s - loaded for moment in profile if moment.restorers > 1), None)
-    print(f"restorers: 1, {most}, {profile[-1].restorers}; the second after {grown} s; failures: {failures}")
+    scaled_s = {
+        "started": next((round(m.at_s - loaded, 1) for m in profile if m.restorers > 1), None),
+        "ready": next((round(m.at_s - loaded, 1) for m in profile if m.ready > 1), None),
+    }
+    print(f"first answer {first_answer_s:.1f} s after serve run")
+    print(f"restorers: 1, {most}, {profile[-1].restorers}; failures: {failures}")
+    print("the second, after the load began: a process after {started} s, ready after {ready} s".format(**scaled_s))
     if options.plot:
         draw(profile, options.plot)
     print(
         json.dumps(
             {
                 "first_answer_s": first_answer_s,
+                "second_restorer_s": scaled_s,
                 "memory_mb": {k: dict(zip(("first", "last", "per_1000"), v, strict=True)) for k, v in memory.items()},
                 "profile": [asdict(moment) for moment in profile],
                 "failures": failures,
@@ -168,14 +176,19 @@ def follow_load(url: str, cluster: LocalCluster, phase_s: float) -> tuple[list[M
         while (spent_s := time.monotonic() - phase_began) < least_s or (
             len(moments) > 0 and number == 1 and moments[-1].restorers > 1 and spent_s < 3 * least_s + 60
         ):
-            moments.append(
-                Moment(
-                    round(time.monotonic() - began, 2), number, len(replica_pids(cluster, "Restorer")), clients.answers
-                )
-            )
+            restorers, ready = len(replica_pids(cluster, "Restorer")), ready_restorers(cluster)
+            moments.append(Moment(round(time.monotonic() - began, 2), number, restorers, ready, clients.answers))
             time.sleep(0.5)
     clients.set(0)
     return moments, clients.failures
+
+
+def ready_restorers(cluster: LocalCluster) -> int:
+    """Return how many restorers Serve sends requests to."""
+    url = f"{cluster.environment['RAY_DASHBOARD_ADDRESS']}/api/serve/applications/"
+    status = httpx.get(url, timeout=30, trust_env=False).json()
+    replicas = status["applications"]["refocus"]["deployments"]["Restorer"]["replicas"]
+    return sum(replica["state"] == "RUNNING" for replica in replicas)
 
 
 def image_of(side: int) -> np.ndarray:
@@ -191,7 +204,7 @@ def draw(profile: list[Moment], target: Path) -> None:
     at_s = [moment.at_s for moment in profile]
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 4.2), layout="constrained")
     above.step(at_s, [moment.clients for moment in profile], where="post", color="0.5", label="clients")
-    above.step(at_s, [moment.restorers for moment in profile], where="post", color="C0", label="restorer replicas")
+    above.step(at_s, [moment.ready for moment in profile], where="post", color="C0", label="restorers ready")
     above.set_ylabel("number")
     above.legend(frameon=False)
     answers = np.array([moment.answers for moment in profile], float)
