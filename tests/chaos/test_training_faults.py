@@ -40,7 +40,8 @@ from refocus.training.runs import (
 from refocus.training.state import load_state
 from samples import put_sharp_images
 
-pytestmark = [pytest.mark.ray, pytest.mark.store]
+# The first of the slow tests also waits for three undisturbed runs.
+pytestmark = [pytest.mark.ray, pytest.mark.store, pytest.mark.timeout(1800)]
 
 STEPS, INTERVAL, BATCH = 80, 10, 8
 _SETTINGS = {
