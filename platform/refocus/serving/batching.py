@@ -1,7 +1,8 @@
-"""One network for many requests at once: tiles of equal shape that wait together run together.
+"""One network for many requests at once: on GPUs, tiles of equal shape that wait together run together.
 
 Nobody waits for company: the worker takes what is there, so a request alone runs at once, and under load batches
-fill by themselves up to the pixel budget.
+fill by themselves up to the pixel budget. On CPUs one tile fills the cores, and requests that share a batch are all
+prepared and finished at the same moments, in which the network stands still: there they take turns.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ class BatchingModel(LoadedModel):
     Parameters
     ----------
     package, and as `LoadedModel`
+    together : bool, optional
+        Whether tiles of several requests share a batch; on GPUs where not given.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, together: bool | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self._together = self.device.type != "cpu" if together is None else together
         self._waiting: deque[tuple[Tensor, Future[Prediction]]] = deque()
         self._lock = threading.Condition()
         self._closed = False
@@ -58,6 +62,8 @@ class BatchingModel(LoadedModel):
             if not self._waiting:
                 return []
             group, later = [self._waiting.popleft()], deque[tuple[Tensor, Future[Prediction]]]()
+            if not self._together:
+                return group
             shape = group[0][0].shape[1:]
             room = self.pixels_per_batch - _pixels(group[0][0])
             for entry in self._waiting:

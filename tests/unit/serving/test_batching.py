@@ -14,7 +14,9 @@ from refocus.testing.service import tiny_package
 
 @pytest.fixture
 def model():
-    model = BatchingModel(tiny_package(1, name="tiny"), device="cpu", precision="fp32", pixels_per_batch=4 * 64 * 64)
+    model = BatchingModel(
+        tiny_package(1, name="tiny"), device="cpu", precision="fp32", pixels_per_batch=4 * 64 * 64, together=True
+    )
     yield model
     model.close()
 
@@ -31,7 +33,8 @@ def test_many_threads_get_what_each_would_get_alone(model):
         np.testing.assert_allclose(restored.astype(int), expected.astype(int), atol=1)
 
 
-def test_what_waits_runs_together_up_to_the_pixel_budget(model, monkeypatch):
+def sizes_of_batches(model, monkeypatch) -> list[int]:
+    """Of nine requests, of which eight gather while the first runs."""
     sizes: list[int] = []
     release = threading.Event()
     run = LoadedModel.predict
@@ -52,8 +55,18 @@ def test_what_waits_runs_together_up_to_the_pixel_budget(model, monkeypatch):
         release.set()
         for future in (first, *others):
             assert future.result(10).image.shape == (1, 1, 64, 64)
+    return sizes
+
+
+def test_what_waits_runs_together_up_to_the_pixel_budget(model, monkeypatch):
     # One ran alone while eight gathered; four at a time fit the budget.
-    assert sizes == [1, 4, 4]
+    assert sizes_of_batches(model, monkeypatch) == [1, 4, 4]
+
+
+def test_on_cpus_requests_take_turns(monkeypatch):
+    model = BatchingModel(tiny_package(1, name="tiny"), device="cpu", precision="fp32")
+    assert sizes_of_batches(model, monkeypatch) == [1] * 9
+    model.close()
 
 
 def test_a_failing_batch_fails_its_requests_and_nobody_elses(model, monkeypatch):
