@@ -188,7 +188,7 @@ def test_a_flood_is_turned_away_quickly_and_passes(running):
         thread.start()
     for thread in threads:
         thread.join()
-    # 4 in work, 4 waiting with the restorer and 8 before it: many of a hundred are refused, none fails otherwise.
+    # 4 in work, 12 waiting with the restorer and 8 before it: many of a hundred are refused, none fails otherwise.
     assert set(statuses) <= {200, 429, 503}
     assert sum(statuses.values()) == 300
     assert statuses[200] > 0

@@ -37,7 +37,7 @@ _ROUTER = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)  # ty
 
 
 @serve.deployment(
-    max_ongoing_requests=8,
+    max_ongoing_requests=16,
     max_queued_requests=64,
     autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 4},
     request_router_config=_ROUTER,
