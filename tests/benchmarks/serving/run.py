@@ -52,8 +52,9 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 SERVICES = ("bare", "refocus", "litserve", "bentoml")
 SWITCHED = "switched"
-#: With these the ingress listens itself, on a port of each replica, and Serve's proxy is not there.
+#: With these each ingress replica listens itself, from Ray's port 30000 on, and Serve's proxy is not there.
 DIRECT = {"RAY_SERVE_ENABLE_DIRECT_INGRESS", "RAY_SERVE_THROUGHPUT_OPTIMIZED"}
+DIRECT_URL = "http://127.0.0.1:30000"
 
 
 @dataclass(frozen=True)
@@ -245,16 +246,11 @@ def on_ray(package: ModelPackage, folder: Path, switches: Mapping[str, str]) -> 
         }
         # Ray runs workers at nice 15, which would leave them what the other services here do not want.
         environment = {**settings.environment(), "RAY_worker_niceness": "0", **switches}
-        direct_port = None
-        if DIRECT & switches.keys():
-            (direct_port,) = free_ports(1)
-            environment["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(direct_port)
-            environment["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(direct_port + 10)
         with (
             LocalCluster(num_cpus=4, working_directory=REPOSITORY, environment=environment) as cluster,
             serve_run(cluster, REPOSITORY, folder, environment=environment, changes=changes) as url,
         ):
-            yield f"http://127.0.0.1:{direct_port}/v1/refocus" if direct_port else f"{url}/v1/refocus"
+            yield f"{DIRECT_URL if DIRECT & switches.keys() else url}/v1/refocus"
     finally:
         local_store.down()
 
