@@ -154,6 +154,25 @@ def test_down_leaves_no_process_and_no_socket_behind(own_store):
         assert probe.connect_ex(("127.0.0.1", port_of(settings))) != 0
 
 
+def test_an_ended_process_has_let_go_of_its_port(tmp_path):
+    # A full memory takes the kernel longest to take away, and the port goes after it.
+    script = (
+        "import socket, time; s = socket.create_server(('127.0.0.1', 0)); held = bytearray(b'x') * 3_000_000_000; "
+        "print(s.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    word = str(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", script, word], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            server_process.end(process.pid, word)
+            with socket.socket() as successor:
+                successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                successor.bind(("127.0.0.1", port))
+        finally:
+            process.kill()
+
+
 def test_credentials_are_random_and_only_their_owner_reads_them(own_store, tmp_path):
     settings = own_store.up()
     for name in ("state.json", "."):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
+
+import psutil
 
 from refocus.errors import StoreError
 
@@ -18,47 +15,49 @@ _POLL_S = 0.05
 
 def runs(pid: int | None, word: str) -> bool:
     """Return whether process `pid` lives and has `word` as one argument of its command line."""
-    return pid is not None and word in _command_line(pid)
+    return pid is not None and _known(pid, word) is not None
 
 
 def find(word: str) -> int | None:
-    """Return a process of this machine that has `word` in its command line; None where there is no ``/proc``."""
-    return next((pid for pid in _processes() if runs(pid, word)), None)
+    """Return a process of this machine that has `word` in its command line, or None."""
+    return next((pid for pid in psutil.pids() if runs(pid, word)), None)
 
 
 def end(pid: int, word: str) -> None:
-    """Ask the process to end, insist after a while, and return when it is gone.
+    """Ask the process to end, insist after a while, and return when it is gone and has let go of its ports.
 
     Raises
     ------
     StoreError
         If it does not end, as one that waits for a broken disk.
     """
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    process = _known(pid, word)
+    if process is None:
+        return
+    for ask in (process.terminate, process.kill):
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        if runs(pid, word):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ask()
         while time.monotonic() < deadline:
-            # Our own child stays in the table until it is waited for.
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            if not runs(pid, word):
+            if _gone(process):
                 return
-            time.sleep(_POLL_S)
     raise StoreError(f"process {pid} ({word}) does not end, not even when killed; is its disk there?")
 
 
-def _command_line(pid: int) -> list[str]:
-    if Path("/proc/self/cmdline").exists():
-        try:
-            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-        except OSError:
-            return []
-    # macOS has no /proc, and ps does not show where an argument ends: those with blanks are not found.
-    command = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+def _known(pid: int, word: str) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+        return process if word in process.cmdline() else None
+    except psutil.Error:
+        return None
 
 
-def _processes() -> Iterator[int]:
-    yield from (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
+def _gone(process: psutil.Process) -> bool:
+    # An ending process loses its command line first and its open ports last, so the former tells too little. One that
+    # nobody waits for, as under a container's first process, stays in the table: without other threads, it has ended.
+    try:
+        process.wait(_POLL_S)
+    except psutil.TimeoutExpired:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+    return True
