@@ -43,7 +43,8 @@ from samples import put_sharp_images
 # The first of the slow tests also waits for three undisturbed runs.
 pytestmark = [pytest.mark.ray, pytest.mark.store, pytest.mark.timeout(1800)]
 
-STEPS, INTERVAL, BATCH = 80, 10, 8
+# Some fifteen seconds of training: enough for a fault to fall into.
+STEPS, INTERVAL, BATCH = 240, 10, 8
 _SETTINGS = {
     "steps": STEPS, "checkpoint_interval_steps": INTERVAL, "batch_size": BATCH, "crop_px": 32, "warmup_steps": 5,
     "learning_rate": 0.002, "validation_tiles": 24, "initial_weights": "null", "ema_decay": 0.9,

@@ -40,6 +40,13 @@ def test_without_faults_the_proxy_is_as_good_as_the_store(store, shaky):
     assert store.get("a/b c") == b"new"
 
 
+def test_what_pyarrow_sends_in_chunks_passes_the_proxy_whole(store, faulty):
+    pixels = os.urandom(6_000_000)
+    with faulty.settings.pyarrow_filesystem().open_output_stream(f"{faulty.settings.bucket}/streamed") as stream:
+        stream.write(pixels)
+    assert store.get("streamed") == pixels
+
+
 @pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL_ERROR], ids=["slow-down", "internal-error"])
 def test_a_refusal_that_passes_is_tried_again(store, faulty, shaky, fault):
     faulty.inject(fault, times=2)

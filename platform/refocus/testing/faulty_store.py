@@ -199,11 +199,7 @@ def _handler_of(faulty: FaultyStore) -> type[BaseHTTPRequestHandler]:
         timeout = _TIMEOUT_S
 
         def pass_on(self) -> None:
-            if "transfer-encoding" in self.headers:
-                self.close_connection = True
-                self.send_error(411)
-                return
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            body = self._body()
             fault = faulty._meet(self.command, self.path, self.headers.get("range")) or Fault()
             time.sleep(fault.delay_s)
             if fault.status is not None:
@@ -211,6 +207,8 @@ def _handler_of(faulty: FaultyStore) -> type[BaseHTTPRequestHandler]:
                 return
             # The host stays as the client signed it.
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+            if "transfer-encoding" in self.headers:
+                headers["Content-Length"] = str(len(body))
             answer = faulty._ask(self.command, self.path, headers, body)
             if fault.lose_answer:
                 self._cut()
@@ -221,6 +219,18 @@ def _handler_of(faulty: FaultyStore) -> type[BaseHTTPRequestHandler]:
                 self._say(answer)
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on  # noqa: N815 (http.server's names)
+
+        def _body(self) -> bytes:
+            if "chunked" not in self.headers.get("transfer-encoding", "").lower():
+                return self.rfile.read(int(self.headers.get("content-length", 0)))
+            # As pyarrow's S3 sends parts of an object whose checksum follows it.
+            parts = []
+            while size := int(self.rfile.readline().partition(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            return b"".join(parts)
 
         def _say(self, answer: _Answer, *, only_bytes: int | None = None) -> None:
             self.send_response_only(answer.status, answer.reason)
