@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -122,7 +123,7 @@ class Run:
         return whole_checkpoints(self.place.store, self.name)[-1].seal.metrics["validation_loss"]
 
 
-def check_outcome(run: Run, *, fault: str, restarts: int, lost_from: int = 0, steps: int = STEPS) -> None:
+def check_outcome(run: Run, *, fault: str, restarts: int, lost_from: int = 0, interval: int = INTERVAL) -> None:
     """What must hold after any fault, once the run has ended."""
     store, name = run.place.store, run.name
     assert run.finish() == 0, run.text()[-6000:]
@@ -130,8 +131,8 @@ def check_outcome(run: Run, *, fault: str, restarts: int, lost_from: int = 0, st
     history, attempts = read_progress(store, name), read_attempts(store, name)
     reported = [entry["step"] for entry in history]
     assert reported == sorted(set(reported))
-    assert [step for step in reported if step % INTERVAL == 0] == list(range(INTERVAL, steps + 1, INTERVAL))
-    assert run.checkpoints()[-1] == steps
+    assert [step for step in reported if step % interval == 0] == list(range(interval, STEPS + 1, interval))
+    assert run.checkpoints()[-1] == STEPS
     assert len(attempts) == 1 + restarts, attempts
     # Nothing that was whole is done again: the next start went on from the newest checkpoint, or a newer one.
     assert all(attempt.step >= lost_from for attempt in attempts[1:]), (lost_from, attempts)
@@ -142,7 +143,7 @@ def check_outcome(run: Run, *, fault: str, restarts: int, lost_from: int = 0, st
     assert len(had) == len(set(had)), "tiles were shown twice in one pass"
     left_out = state["trainer"]["batches_left_out"]
     # An interrupted pass went on: had one been drawn anew, this many steps would have taken more passes.
-    assert number * (run.place.tiles // BATCH) + len(had) // BATCH == steps + left_out
+    assert number * (run.place.tiles // BATCH) + len(had) // BATCH == STEPS + left_out
 
     orphans = [role for role in ("RayTrainWorker", "TrainController") if _stays(run, role)]
     assert not orphans, f"processes were left: {orphans}"
@@ -309,22 +310,37 @@ def cramped_place(repository, place, tiny_disk) -> Iterator[Place]:
         yield place.on(cluster)
 
 
-def fill(disk: Path) -> Path:
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as sink, contextlib.suppress(OSError):
-        while True:
-            sink.write(bytes(2**16))
-    return filler
+@contextlib.contextmanager
+def kept_full(disk: Path) -> Iterator[None]:
+    """Whatever comes free, as a checkpoint that was uploaded, is taken at once."""
+    filler, done = disk / "filler", threading.Event()
+
+    def top_up() -> None:
+        with filler.open("ab", buffering=0) as sink:
+            while not done.wait(0.01):
+                with contextlib.suppress(OSError):
+                    while sink.write(bytes(2**16)):
+                        pass
+
+    thread = threading.Thread(target=top_up)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        filler.unlink()
 
 
 @pytest.mark.slow
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(cramped_place, tmp_path, tiny_disk, undisturbed):
-    run = Run(cramped_place, tmp_path).start()
-    run.wait_for_checkpoint()
-    filler = fill(tiny_disk)
-    run.wait_for(lambda: "no checkpoint at step" in run.text())
-    filler.unlink()
-    check_outcome(run, fault="a full disk for one checkpoint", restarts=0)
+    # Seconds apart, so that the disk is free again before the third in a row.
+    rarely = INTERVAL * 6
+    run = Run(cramped_place, tmp_path, checkpoint_interval_steps=rarely).start()
+    run.wait_for_checkpoint(rarely)
+    with kept_full(tiny_disk):
+        run.wait_for(lambda: "no checkpoint at step" in run.text())
+    check_outcome(run, fault="a full disk for one checkpoint", restarts=0, interval=rarely)
     check_noise(run, undisturbed)
 
 
@@ -332,11 +348,10 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(cramped_place, tmp_path,
 def test_a_disk_that_stays_full_ends_the_run_with_its_reason(cramped_place, tmp_path, tiny_disk):
     run = Run(cramped_place, tmp_path).start()
     reached = run.wait_for_checkpoint()
-    filler = fill(tiny_disk)
-    assert run.finish() == 1
+    with kept_full(tiny_disk):
+        assert run.finish() == 1
     (said,) = run.said("TrainingError: run")
     assert "no checkpoint could be written" in said
-    filler.unlink()
     run.start("--resume")
     check_outcome(run, fault="a disk that stayed full, --resume", restarts=1, lost_from=reached)
 

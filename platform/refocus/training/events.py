@@ -2,13 +2,14 @@
 
 Each report writes one small file, named after its step: objects do not grow, and a report that is repeated after a
 failure takes the place of the first. ``tensorboard --logdir s3://BUCKET/runs/NAME/tensorboard`` reads them in order.
+They are made in memory: a disk that is full must not end a run.
 """
 
 from __future__ import annotations
 
-import tempfile
+import io
+import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,16 +34,46 @@ def write_events(
         What `side_by_side` made.
     """
     from tensorboardX import SummaryWriter
+    from tensorboardX.record_writer import REGISTERED_FACTORIES, register_writer_factory
 
-    with tempfile.TemporaryDirectory(prefix="refocus-events-") as folder:
-        with SummaryWriter(folder) as writer:
+    memory, place = _Memory(), f"memory-{uuid.uuid4().hex}"
+    register_writer_factory(place, memory)
+    try:
+        with SummaryWriter(f"{place}://events") as writer:
             for name, value in scalars.items():
                 if isinstance(value, (int, float)):
                     writer.add_scalar(_tag(name), value, step, walltime=wall_time_s)
             for number, image in enumerate(examples if examples is not None else ()):
                 writer.add_image(f"before-after-truth/{number}", image.numpy(), step, walltime=wall_time_s)
-        (file,) = Path(folder).iterdir()
-        store.put(f"{run_prefix(run)}{FOLDER}events.out.tfevents.{step:010d}", file.read_bytes())
+    finally:
+        REGISTERED_FACTORIES.pop(place)
+    store.put(f"{run_prefix(run)}{FOLDER}events.out.tfevents.{step:010d}", memory.written)
+
+
+class _Memory:
+    """A place that tensorboardX writes its one file to."""
+
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO()
+
+    @property
+    def written(self) -> bytes:
+        return self._buffer.getvalue()
+
+    def open(self, path: str) -> _Memory:
+        return self
+
+    def directory_check(self, path: str) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        self._buffer.write(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def side_by_side(before: Tensor, after: Tensor, truth: Tensor) -> Tensor:
