@@ -52,8 +52,9 @@ class PackageConfig(BaseModel):
         Largest geometric blur radius in training; beyond it the network has seen nothing.
     pixel_size_um, numerical_aperture : (low, high) or None
         Ranges in training, for messages; the network itself sees pixels alone.
-    normalisation : {'percentiles-1-99.8'}
-        How :func:`refocus.model.normalisation.estimate` is to read whole images.
+    normalisation : {'percentiles-1-99.8', 'percentiles-99-0.2'}
+        How :func:`refocus.model.normalisation.estimate` is to read whole images: from the dark end, or from the bright
+        end where specimens absorb.
     halo_px : int
         Rim that tiles need around what is kept of them.
     calibration : Calibration
@@ -71,10 +72,15 @@ class PackageConfig(BaseModel):
     largest_blur_px: PositiveFloat
     pixel_size_um: tuple[PositiveFloat, PositiveFloat] | None = None
     numerical_aperture: tuple[PositiveFloat, PositiveFloat] | None = None
-    normalisation: Literal["percentiles-1-99.8"] = "percentiles-1-99.8"
+    normalisation: Literal["percentiles-1-99.8", "percentiles-99-0.2"] = "percentiles-1-99.8"
     halo_px: Annotated[int, Field(ge=0)] = 160
     calibration: Calibration = Calibration()
     gate: RangeGate | None = None
+
+    @property
+    def absorbing(self) -> bool:
+        """Whether zero is the lamp's full light."""
+        return self.normalisation == "percentiles-99-0.2"
 
     @property
     def channels(self) -> int:

@@ -1,7 +1,8 @@
 """From grey levels to what networks see, once for each image: ``(pixels - offset) / scale``.
 
 The constants come from percentiles of the whole image, so that a hot pixel moves nothing and all tiles of an image
-share them. Restoring undoes them exactly; values keep the input's units.
+share them. Restoring undoes them exactly; values keep the input's units. Zero is where there is no specimen: darkness
+in fluorescence; in brightfield the lamp's full light, from which a specimen takes away.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Normalisation:
     Parameters
     ----------
     offset, scale : float
-        In the image's units; `scale` is positive.
+        In the image's units; `scale` is negative where darker pixels hold more of the specimen.
 
     Raises
     ------
     ConfigurationError
-        If they are not finite or `scale` is not positive.
+        If they are not finite or `scale` is zero.
 
     Examples
     --------
@@ -49,9 +50,9 @@ class Normalisation:
     scale: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.offset) and math.isfinite(self.scale) and self.scale > 0):
+        if not (math.isfinite(self.offset) and math.isfinite(self.scale) and self.scale != 0):
             raise ConfigurationError(
-                f"offset is {self.offset} and scale {self.scale}; both must be finite and scale positive."
+                f"offset is {self.offset} and scale {self.scale}; both must be finite and scale not zero."
             )
 
     def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -60,12 +61,16 @@ class Normalisation:
         values: npt.NDArray[Any] = pixels.astype(np.float64 if wide else np.float32)
         return np.asarray((values - self.offset) / self.scale, np.float32)
 
-    def undo(self, normalised: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return float64 in the image's units."""
-        return normalised.astype(np.float64) * self.scale + self.offset
+    def undo(
+        self, normalised: npt.NDArray[Any], dtype: type[np.float32] | type[np.float64] = np.float64
+    ) -> npt.NDArray[Any]:
+        """Return the image's units, in double precision unless told otherwise."""
+        values: npt.NDArray[Any] = normalised.astype(dtype)
+        np.multiply(values, self.scale, out=values)
+        return np.add(values, self.offset, out=values)
 
 
-def estimate(pixels: npt.NDArray[Any]) -> Normalisation:
+def estimate(pixels: npt.NDArray[Any], *, absorbing: bool = False) -> Normalisation:
     """Choose the constants of one whole image.
 
     Offset is the 1st percentile; scale the distance from there to the 99.8th, or an eighth of the distance to the
@@ -75,6 +80,8 @@ def estimate(pixels: npt.NDArray[Any]) -> Normalisation:
     ----------
     pixels : ndarray, any shape and real dtype
         All pixels that are to share the constants: the colours of an RGB image, one channel of a fluorescence image.
+    absorbing : bool
+        The specimen takes light away: percentiles are counted from the bright end, and `scale` is negative.
 
     Raises
     ------
@@ -86,7 +93,8 @@ def estimate(pixels: npt.NDArray[Any]) -> Normalisation:
             f"an image of shape {pixels.shape} and dtype {pixels.dtype} has no grey levels; expected at least one "
             "pixel of integers or floats."
         )
-    samples = _thinned(pixels).astype(np.float64)
+    sign = -1.0 if absorbing else 1.0
+    samples = sign * _thinned(pixels).astype(np.float64)
     if not np.isfinite(samples).all():
         raise UnsupportedImage("the image holds NaN or infinities; replace them, for instance with np.nan_to_num.")
     low, high, extreme = np.percentile(samples, [LOW_PERCENTILE, HIGH_PERCENTILE, EXTREME_PERCENTILE])
@@ -95,7 +103,7 @@ def estimate(pixels: npt.NDArray[Any]) -> Normalisation:
     if scale <= 1e-6 * max(abs(low), abs(extreme)) or scale < np.finfo(np.float32).tiny:
         spread = float(samples.max() - samples.min())
         scale = spread if spread > 1e-6 * max(abs(low), abs(extreme), np.finfo(np.float32).tiny) else 1.0
-    return Normalisation(float(low), float(scale))
+    return Normalisation(sign * float(low), sign * float(scale))
 
 
 def _thinned(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:

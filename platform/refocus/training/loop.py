@@ -280,7 +280,10 @@ class Trainer:
         """Return (defocused, restored by the averaged weights, in focus) of a batch, on the CPU, for people to see."""
         pairs = self.validation_pairs(batch)
         restored = self._predict(self.averaged, pairs).image
-        return pairs.image.cpu(), restored.float().cpu(), pairs.target.cpu()
+        shown = [image.float().cpu() for image in (pairs.image, restored, pairs.target)]
+        # Networks see what specimens absorb; people expect them dark on bright.
+        before, after, truth = [1.0 - image for image in shown] if self.config.modality == "brightfield" else shown
+        return before, after, truth
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs, on the device it is on; `load_state_dict` takes it back.

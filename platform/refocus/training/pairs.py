@@ -189,8 +189,11 @@ class PairMaker:
         """Give crops the scales and offsets that crops of whole images have.
 
         A whole image is normalised by its own percentiles; a crop of it can be dense or empty. So the scale lies
-        anywhere between the crop's own and that of the image it came from, and beyond by `renormalise_jitter`.
+        anywhere between the crop's own and that of the image it came from, and beyond by `renormalise_jitter`. Where
+        specimens absorb, what counts is how much: tiles come with their image's bright percentile at 1.
         """
+        if self.config.modality == "brightfield":
+            image, target = 1.0 - image, 1.0 - target
         flat = image.flatten(1)
         low = torch.quantile(flat, 0.01, dim=1)
         span = (torch.quantile(flat, 0.998, dim=1) - low).clamp_min(0.02)

@@ -18,6 +18,14 @@ def test_percentiles_of_a_ramp_are_the_closed_form() -> None:
     assert found.scale == pytest.approx(988.0)
 
 
+def test_absorbing_specimens_are_counted_from_the_bright_end() -> None:
+    image = np.random.default_rng(2).gamma(2.0, 300.0, (200, 200))
+    dark, bright = estimate(-image), estimate(image, absorbing=True)
+    assert (bright.offset, bright.scale) == (-dark.offset, -dark.scale)
+    assert bright.scale < 0
+    np.testing.assert_allclose(bright.undo(bright.apply(image)), image, rtol=1e-5, atol=1e-3)
+
+
 def test_a_hot_pixel_moves_nothing() -> None:
     image = np.random.default_rng(0).normal(100.0, 5.0, (512, 512))
     before = estimate(image)
@@ -66,7 +74,7 @@ def test_what_has_no_grey_levels_is_refused(image: np.ndarray) -> None:
         estimate(image)
 
 
-@pytest.mark.parametrize(("offset", "scale"), [(0.0, 0.0), (0.0, -1.0), (np.nan, 1.0), (0.0, np.inf)])
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 0.0), (np.nan, 1.0), (0.0, np.inf), (0.0, -np.inf)])
 def test_impossible_constants_are_refused(offset: float, scale: float) -> None:
     with pytest.raises(ConfigurationError, match="must be finite"):
         Normalisation(offset, scale)

@@ -53,6 +53,16 @@ def test_measured_pairs_stay_in_register_and_only_their_scale_changes() -> None:
     assert (pairs.blur_radius_px <= 3.0 * high).all()
 
 
+def test_brightfield_pairs_are_of_what_the_specimen_absorbs() -> None:
+    tile = tiles([7], sharp=False)
+    shining, dimming = (PairMaker(CONFIG.model_copy(update={"modality": m}), augment=False)(tile)
+                        for m in ("fluorescence", "brightfield"))  # fmt: skip
+    joined = torch.stack([shining.target.flatten(), dimming.target.flatten()])
+    assert torch.corrcoef(joined)[0, 1] < -0.99999
+    # Its emptiest pixels are as near to zero as the darkest of the other.
+    assert dimming.image.flatten().quantile(0.01).abs() < 1e-4
+
+
 def test_unknown_blur_stays_unknown_and_simulated_blur_is_known() -> None:
     maker = PairMaker(CONFIG)
     assert maker(tiles([6], sharp=False)).blur_radius_px.isnan().all()
