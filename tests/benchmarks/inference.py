@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -118,18 +119,45 @@ def measured(package: ModelPackage, device: str, threads: int, options: argparse
     if device == "cpu":
         said = ", ".join(f"{name} {ms / (side**2 / 1e6):.0f}" for name, ms in parts(network, batch).items())
         print(f"  where the shipped path's time goes, ms/Mpx: {said}")
+        said = ", ".join(f"{name} {ms / (side**2 / 1e6):.0f}" for name, ms in beside(package, side, options.repeats))
+        print(f"  from pixels to pixels, ms/Mpx: {said}")
     return rows
 
 
 def tile(package: ModelPackage, side: int) -> Tensor:
     """Blurred spots with shot noise, normalised, and as in `restore` what the network is told about them."""
-    rng = np.random.default_rng(0)
-    light = gaussian_filter(rng.gamma(0.02, 50.0, (side, side)), 6.0)
-    image = rng.poisson(100 + 900 * light / light.max()).astype(np.float32)
+    image = spots(side).astype(np.float32)
     planes = np.repeat(estimate(image).apply(image)[None], package.config.channels, 0)
-    if package.config.network.noise_levels:
+    if package.config.network.sees_blur:
         planes = np.concatenate([planes, estimate_blur(image[None]).over(slice(0, side), slice(0, side))])
     return torch.from_numpy(planes[None])
+
+
+def spots(side: int) -> npt.NDArray[np.uint16]:
+    rng = np.random.default_rng(0)
+    light = gaussian_filter(rng.gamma(0.02, 50.0, (side, side)), 6.0)
+    return rng.poisson(100 + 900 * light / light.max()).astype(np.uint16)
+
+
+def beside(package: ModelPackage, side: int, repeats: int) -> Iterator[tuple[str, float]]:
+    """Milliseconds of a whole restoration on the CPU, and of what is not the network's."""
+    image = spots(side)
+    image = np.repeat(image[..., None], 3, -1) if package.config.modality == "brightfield" else image
+    planes = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
+    model = LoadedModel(package, device="cpu")
+    steps: dict[str, Callable[[], object]] = {"restore": lambda: model.restore(image)}
+    if package.config.network.sees_blur:
+        steps["of which the blur's estimate"] = lambda: [estimate_blur(plane[None]) for plane in planes]
+    gate = package.config.gate
+    if gate is not None:
+        steps["and the gate, where it is asked"] = lambda: gate.judge(planes)
+    for name, step in steps.items():
+        times = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            step()
+            times.append(1e3 * (time.perf_counter() - start))
+        yield name, statistics.median(times[1:])
 
 
 def parts(network: RefocusNetwork, batch: Tensor) -> dict[str, float]:

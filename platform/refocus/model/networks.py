@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from refocus.model.blur_estimate import BLUR_PLANES, fitting_blur, with_blur
-from refocus.model.deconvolution import RichardsonLucy
+from refocus.model.deconvolution import STAGES, RichardsonLucy
 from refocus.model.inverse_filters import REACH_PX, InverseFilters
 from refocus.optics.ladder import PROFILES
 
@@ -53,8 +53,8 @@ class NetworkConfig(BaseModel):
     noise_levels : tuple of (floor, slope_px)
         Noise that each inverse filter (:mod:`refocus.model.inverse_filters`) for the image's own estimated blur reckons
         with; the U-Nets see what they would change beside the image, and the blur itself. Needs an `unshuffle` of 2.
-    deconvolution_steps : tuple of int
-        Steps of Richardson-Lucy (:mod:`refocus.model.deconvolution`) after which the U-Nets see its result, likewise.
+    deconvolution : bool
+        Whether the U-Nets see two stages of Richardson-Lucy (:mod:`refocus.model.deconvolution`), likewise.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class NetworkConfig(BaseModel):
     middle_blocks: PositiveInt = 3
     unshuffle: Literal[1, 2, 4] = 2
     noise_levels: tuple[tuple[PositiveFloat, PositiveFloat], ...] = ()
-    deconvolution_steps: tuple[PositiveInt, ...] = ()
+    deconvolution: bool = False
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
@@ -89,7 +89,7 @@ class NetworkConfig(BaseModel):
     @property
     def sees_blur(self) -> bool:
         """Whether the image's own estimated blur is part of the input."""
-        return bool(self.noise_levels or self.deconvolution_steps)
+        return bool(self.noise_levels) or self.deconvolution
 
     @property
     def stride_px(self) -> int:
@@ -179,7 +179,7 @@ class _Heads(nn.Module):
         super().__init__()
         self.unshuffle = config.unshuffle
         self.answers = 2 * config.channels * config.unshuffle**2
-        proposals = len(config.noise_levels) + len(config.deconvolution_steps)
+        proposals = len(config.noise_levels) + STAGES * config.deconvolution
         self.pixels = nn.Conv2d(config.widths[0], self.answers + proposals, 3, padding=1)
         nn.init.zeros_(self.pixels.weight)
         assert self.pixels.bias is not None
@@ -212,11 +212,11 @@ class _UNet(nn.Module):
         self.config = config
         block = NafBlock if config.architecture == "nafnet" else ResidualBlock
         widths = config.widths
-        seen = config.unshuffle**2 * (1 + len(config.noise_levels)) + len(config.deconvolution_steps)
+        seen = config.unshuffle**2 * (1 + len(config.noise_levels)) + STAGES * config.deconvolution
         seen = config.channels * seen + (BLUR_PLANES if config.sees_blur else 0)
         self.entrance = nn.Conv2d(seen, widths[0], 3, padding=1)
         self.filters = InverseFilters(config.noise_levels) if config.noise_levels else None
-        self.deconvolution = RichardsonLucy(config.deconvolution_steps) if config.deconvolution_steps else None
+        self.deconvolution = RichardsonLucy() if config.deconvolution else None
         self.encoders = nn.ModuleList()
         self.downs = nn.ModuleList()
         self.ups = nn.ModuleList()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
-from refocus.model.blur_estimate import estimate_blur
+from refocus.model.blur_estimate import BlurEstimate, estimate_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import Prediction
 from refocus.model.normalisation import Normalisation, estimate
@@ -22,7 +23,10 @@ from refocus.zstack import AXES
 Precision = Literal["auto", "fp32", "bf16"]
 Progress = Callable[[int, int], None]
 
-_BLOCK_PIXELS = 1_000_000
+#: Pixels that arithmetic after the network takes at a time: they stay in a core's own cache.
+_BLOCK_PIXELS = 100_000
+#: What deconvolution says at a place depends on what lies this many blur radii away; see docs/networks.md.
+_HALO_RADII = 10.0
 #: Beyond these the network is at a loss, and scaling its changes would not mend them.
 _BALANCE_LIMITS = (0.5, 2.0)
 
@@ -72,7 +76,8 @@ class LoadedModel:
     precision : {'auto', 'fp32', 'bf16'}
         ``'auto'`` takes bf16 where the device computes it natively. Images, sums and the residual stay in float32.
     tile_px, halo_px, pixels_per_batch
-        See :mod:`refocus.model.tiling`. The halo is the package's own where not given, and at least 64 px.
+        See :mod:`refocus.model.tiling`. Where the halo is not given, it is the package's own, at least 64 px, and wider
+        where the image is blurred widely.
 
     Raises
     ------
@@ -98,7 +103,7 @@ class LoadedModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = precision if precision != "auto" else ("bf16" if has_native_bf16(self.device) else "fp32")
         self.tile_px = tile_px
-        self.halo_px = halo_px if halo_px is not None else max(package.config.halo_px, SMALLEST_HALO_PX)
+        self._halo_px = halo_px
         self.pixels_per_batch = pixels_per_batch
         self.network = package.network(self.device)
 
@@ -135,7 +140,7 @@ class LoadedModel:
         planes = list(_planes(axes, image.shape, together=channels == 3))
         for number, where in enumerate(planes):
             plane = _channels_first(image[where], axes)
-            chosen = normalisation if normalisation is not None else _estimated(plane)
+            chosen = normalisation or _estimated(plane, absorbing=self.package.config.absorbing)
             told = _scaled(progress, number, len(planes))
             blur = self._plane(
                 plane,
@@ -174,7 +179,7 @@ class LoadedModel:
             normalised = np.repeat(normalised, repeated, axis=0) if repeated > 1 else normalised
             return normalised if blurred is None else np.concatenate([normalised, blurred.over(*window)])
 
-        grid = TileGrid(height, width, stride_px=stride, tile_px=self.tile_px, halo_px=self.halo_px)
+        grid = TileGrid(height, width, stride_px=stride, tile_px=self.tile_px, halo_px=self._halo(blurred))
         for band in run_tiled(
             read,
             self.predict,
@@ -187,12 +192,19 @@ class LoadedModel:
         ):
             for part, block in _blocks(plane, band.rows):
                 answer = band.image[:, part].mean(0, keepdims=True) if repeated > 1 else band.image[:, part]
-                pixels[:, block] = _as_dtype(constants.undo(answer), pixels.dtype, floor=0.0 if low >= 0 else None)
+                values = constants.undo(answer, _arithmetic(pixels.dtype))
+                pixels[:, block] = _as_dtype(values, pixels.dtype, floor=0.0 if low >= 0 else None)
             if scale is not None and band.scale is not None:
                 error = band.scale.mean(0, keepdims=True) if repeated > 1 else band.scale
-                scale[:, band.rows] = error * constants.scale
+                scale[:, band.rows] = error * abs(constants.scale)
         _balance(plane, pixels, floor=0.0 if low >= 0 else None)
         return blur
+
+    def _halo(self, blurred: BlurEstimate | None) -> int:
+        if self._halo_px is not None:
+            return self._halo_px
+        widest = 0.0 if blurred is None else float(blurred.radius_px.max())
+        return max(self.package.config.halo_px, SMALLEST_HALO_PX, math.ceil(_HALO_RADII * widest))
 
 
 def restore(
@@ -286,7 +298,7 @@ def _checked_axes(image: npt.NDArray[Any], axes: str | None) -> str:
     return axes
 
 
-def _estimated(plane: npt.NDArray[Any]) -> Normalisation:
+def _estimated(plane: npt.NDArray[Any], *, absorbing: bool) -> Normalisation:
     if plane.dtype.kind == "f":
         # Row by row: a mask of a whole slide is a gigabyte.
         bad = sum(int(np.count_nonzero(~np.isfinite(row))) for channel in plane for row in channel)
@@ -294,7 +306,7 @@ def _estimated(plane: npt.NDArray[Any]) -> Normalisation:
             raise UnsupportedImage(
                 f"{bad} of {plane.size} pixels are NaN or infinite; replace them, for instance with np.nan_to_num."
             )
-    return estimate(plane)
+    return estimate(plane, absorbing=absorbing)
 
 
 def _planes(axes: str, shape: tuple[int, ...], *, together: bool) -> Iterator[tuple[Any, ...]]:
@@ -313,20 +325,26 @@ def _channels_first(plane: npt.NDArray[Any], axes: str) -> npt.NDArray[Any]:
     return np.moveaxis(plane, -1, 0) if "S" in axes else plane[None]
 
 
-def _as_dtype(values: npt.NDArray[np.float64], dtype: np.dtype[Any], *, floor: float | None) -> npt.NDArray[Any]:
-    """Round to an integer type within its limits, or to a float type; not below `floor`."""
+def _arithmetic(dtype: np.dtype[Any]) -> type[np.float32] | type[np.float64]:
+    """What an image's values are computed in: single precision holds those of up to 16 bits 250 times over."""
+    return np.float64 if dtype.itemsize > 2 and dtype != np.float32 else np.float32
+
+
+def _as_dtype(values: npt.NDArray[Any], dtype: np.dtype[Any], *, floor: float | None) -> npt.NDArray[Any]:
+    """Round floats in place to an integer type within its limits, or cast to a float type; not below `floor`."""
     if floor is not None:
-        values = np.maximum(values, floor)
+        np.maximum(values, floor, out=values)
     if dtype.kind == "f":
-        return values.astype(dtype)
+        return values.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
     # The float nearest to the largest 64-bit integer lies above it, and casting that overflows.
     highest = float(limits.max) if int(float(limits.max)) <= limits.max else float(np.nextafter(limits.max, 0.0))
-    return np.rint(values).clip(float(limits.min), highest).astype(dtype)
+    np.rint(values, out=values)
+    return values.clip(float(limits.min), highest, out=values).astype(dtype)
 
 
 def _blocks(plane: npt.NDArray[Any], rows: slice) -> Iterator[tuple[slice, slice]]:
-    """Cut rows of [C, Y, X] into blocks small enough for float64 copies: relative to `rows.start`, and as they are."""
+    """Cut rows of [C, Y, X] into small blocks: relative to `rows.start`, and as they are."""
     step = max(1, _BLOCK_PIXELS // (plane.shape[0] * plane.shape[2]))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
@@ -340,19 +358,22 @@ def _balance(plane: npt.NDArray[Any], pixels: npt.NDArray[Any], *, floor: float 
     all removals are scaled against each other by one number for the whole plane, which no seam can betray.
     """
     blocks = [block for _, block in _blocks(plane, slice(0, plane.shape[1]))]
-    added = removed = 0.0
+    kind = _arithmetic(pixels.dtype)
+    added = total = 0.0
     for block in blocks:
-        change = pixels[:, block].astype(np.float64) - plane[:, block]
-        added += float(change[change > 0].sum())
-        removed -= float(change[change < 0].sum())
+        change = pixels[:, block].astype(kind) - plane[:, block].astype(kind, copy=False)
+        total += float(change.sum(dtype=np.float64))
+        added += float(np.maximum(change, 0.0, out=change).sum(dtype=np.float64))
+    removed = added - total
     if added <= 0 or removed <= 0:
         return
     factor = float(np.clip(np.sqrt(removed / added), *_BALANCE_LIMITS))
     for block in blocks:
-        given = plane[:, block].astype(np.float64)
+        given = plane[:, block].astype(kind)
         change = pixels[:, block] - given
-        change *= np.where(change > 0, factor, 1.0 / factor)
-        pixels[:, block] = _as_dtype(given + change, pixels.dtype, floor=floor)
+        np.add(given, factor * np.maximum(change, 0.0), out=given)
+        np.add(given, np.minimum(change, 0.0, out=change) / factor, out=given)
+        pixels[:, block] = _as_dtype(given, pixels.dtype, floor=floor)
 
 
 def _scaled(progress: Progress | None, plane: int, planes: int) -> Progress | None:

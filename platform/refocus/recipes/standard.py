@@ -11,12 +11,10 @@ from refocus.training.config import TrainingConfig
 
 #: Noise that the inverse filters reckon with, (floor, slope in px): hardly any, some, much; see docs/networks.md.
 NOISE_LEVELS = ((3e-4, 60.0), (2e-3, 40.0), (1.2e-2, 20.0))
-#: Of Richardson-Lucy: smooth, and fine.
-DECONVOLUTION_STEPS = (8, 24)
 
 
 def _network(**sizes: Any) -> NetworkConfig:
-    return NetworkConfig(noise_levels=NOISE_LEVELS, deconvolution_steps=DECONVOLUTION_STEPS, **sizes)
+    return NetworkConfig(noise_levels=NOISE_LEVELS, deconvolution=True, **sizes)
 
 
 #: Reaches 10 um at NA 0.75 and 0.325 um pixels with a little to spare, and beyond for what the gate must know.

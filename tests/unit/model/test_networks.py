@@ -31,7 +31,7 @@ def tiny(architecture: Architecture = "residual_unet", channels: int = 1, **more
     )
 
 
-FILTERED = {"noise_levels": ((3e-4, 60.0), (1.2e-2, 20.0)), "deconvolution_steps": (2, 4)}
+FILTERED = {"noise_levels": ((3e-4, 60.0), (1.2e-2, 20.0)), "deconvolution": True}
 ALL = [
     tiny(),
     tiny("nafnet"),
@@ -110,7 +110,7 @@ def test_a_discriminator_gives_one_score_an_image() -> None:
         {"width": 32},
         {"architecture": "deep_r", "noise_levels": ((2e-3, 40.0),)},
         {"unshuffle": 4, "noise_levels": ((2e-3, 40.0),)},
-        {"unshuffle": 1, "deconvolution_steps": (8,)},
+        {"unshuffle": 1, "deconvolution": True},
     ],
 )
 def test_configs_that_cannot_be_built_are_refused(fields: dict[str, object]) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from scipy.signal import fftconvolve
 
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
 from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.inverse_filters import GAIN
 from refocus.model.networks import NetworkConfig, build_network
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, restore
+from refocus.optics.psf import widefield_psf
+from refocus.optics.settings import OpticalSystem
 
 
 def _package(channels: int = 1, *, stirred: float = 0.0) -> ModelPackage:
@@ -46,6 +51,15 @@ def test_the_type_and_the_units_are_kept(dtype: str) -> None:
     assert result.pixels.dtype == image.dtype
     # The untrained network changes nothing; float16 has 11 bits.
     np.testing.assert_allclose(result.pixels.astype(float), image.astype(float), rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_for_absorbing_specimens_sees_the_complement() -> None:
+    config = CHANGING.config.model_copy(update={"modality": "brightfield", "normalisation": "percentiles-99-0.2"})
+    absorbing = ModelPackage(config, CHANGING.weights, {})
+    image = _image((60, 70), "float32") - np.float32(120.0)
+    shining, dimming = restore(-image, CHANGING, precision="fp32"), restore(image, absorbing, precision="fp32")
+    assert np.abs(dimming.pixels - image).max() > 1.0
+    np.testing.assert_allclose(dimming.pixels, -shining.pixels, atol=1e-3)
 
 
 def test_32_bit_integers_beyond_what_float32_holds_survive() -> None:
@@ -160,3 +174,29 @@ def test_progress_counts_tiles_over_all_planes() -> None:
     LoadedModel(IDENTITY, tile_px=64).restore(_image((2, 130, 64)), axes="ZYX", progress=lambda *a: told.append(a))
     assert told[-1] == (4, 4)
     assert told == sorted(told)
+
+
+def test_tiles_of_a_widely_blurred_image_agree() -> None:
+    network = NetworkConfig(
+        widths=(8, 12), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1, deconvolution=True
+    )
+    built = build_network(network)
+    with torch.no_grad():
+        # All of what the last stage of the deconvolution would change, and nothing else.
+        built.trunk.heads.pixels.bias[-1] = 1.0 / GAIN
+    package = ModelPackage.of(
+        built, PackageConfig(name="t", modality="fluorescence", network=network, largest_blur_px=35.0, halo_px=64)
+    )
+    rng = np.random.default_rng(0)
+    system = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
+    psf = widefield_psf(system, torch.tensor([6.0]), size_px=81)[0].numpy()
+    spots = ndimage.uniform_filter((rng.random((620, 620)) > 0.9985).astype(np.float64), 15)
+    image = rng.poisson(20 + 2e5 * fftconvolve(spots, psf, mode="same").clip(0)).astype(np.uint16)
+    whole, tiled, narrow = (
+        restore(image, package, precision="fp32", tile_px=tile_px, halo_px=halo_px).pixels.astype(np.float64)
+        for tile_px, halo_px in ((1024, None), (128, None), (128, 64))
+    )
+    grey_level = np.ptp(whole) / 255.0
+    assert np.abs(whole - image).max() > 20 * grey_level
+    assert np.abs(whole - tiled).max() < 0.5 * grey_level
+    assert np.abs(whole - narrow).max() > grey_level
