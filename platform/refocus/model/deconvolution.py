@@ -106,22 +106,34 @@ class RichardsonLucy(nn.Module):
     def _stages(self, image: Tensor, means: Tensor, profile: int, number: int) -> tuple[Tensor, Tensor]:
         """Changes of the 2 x 2 means [C, h, w] by the smooth and the fine stage, seen through the focused objective."""
         steps = schedule(RADII_PX[number])
-        tables = self.defocused[profile, number], self.in_focus[profile]
-        fine = _Deconvolution(means, _FINE, RADII_PX[number], *tables)
+        optics = RADII_PX[number], self.defocused[profile, number], self.in_focus[profile]
         if not steps.coarse:
+            fine = _Deconvolution(means, _FINE, *optics)
             smooth = fine.shown(fine.advanced(steps.smooth_fine)) - means
         else:
             coarse_means = F.avg_pool2d(image, _COARSE)
-            coarse = _Deconvolution(coarse_means, _COARSE, RADII_PX[number], *tables)
+            coarse = _Deconvolution(coarse_means, _COARSE, *optics)
             smooth = _finer(coarse.shown(coarse.advanced(steps.smooth_coarse)) - coarse_means)
-            fine.start_from(_finer(coarse.advanced(steps.coarse)))
+            fine = _Deconvolution(means, _FINE, *optics, start=_finer(coarse.advanced(steps.coarse)))
         return smooth, fine.shown(fine.advanced(steps.fine)) - means
 
 
 class _Deconvolution:
-    """Of the means of one image, with room around them for the light that came from outside; step by step."""
+    """Of the means of one image, with room around them for the light that came from outside; step by step.
 
-    def __init__(self, means: Tensor, side_px: int, radius_px: float, defocused: Tensor, in_focus: Tensor) -> None:
+    It starts from the image itself, mirrored beyond its rims, where no other light is given.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        side_px: int,
+        radius_px: float,
+        defocused: Tensor,
+        in_focus: Tensor,
+        *,
+        start: Tensor | None = None,
+    ) -> None:
         height, width = means.shape[-2:]
         # Light comes from no further than the blur's radius and a few rings. Fine fields are twice coarse ones.
         doubled = _COARSE // side_px
@@ -138,12 +150,11 @@ class _Deconvolution:
         light = means.clamp_min(0.0)
         self._seen = light.new_zeros(len(light), *self._size)
         self._seen[self._inside] = light
-        for axis, wanted in zip((-2, -1), self._size, strict=True):
-            light = light.index_select(axis, mirrored(light.shape[axis], wanted, reach, light.device))
-        self.start_from(light)
-
-    def start_from(self, light: Tensor) -> None:
-        self._found = self._ahead = light.clamp_min(_LEAST_LIGHT)
+        if start is None:
+            start = light
+            for axis, wanted in zip((-2, -1), self._size, strict=True):
+                start = start.index_select(axis, mirrored(start.shape[axis], wanted, reach, start.device))
+        self._found = self._ahead = start.clamp_min(_LEAST_LIGHT)
         self._step = 0
 
     def advanced(self, steps: int) -> Tensor:
