@@ -135,6 +135,11 @@ class TrainingConfig(BaseModel):
         return RandomDefocus(self.optics, crop_px=self.crop_px, modality=modality, device=device)
 
     @property
+    def absorbing(self) -> bool:
+        """Whether specimens take light away, so that networks see the complement of an image."""
+        return self.modality == "brightfield"
+
+    @property
     def window_px(self) -> int:
         """Side of the tiles that fill a crop with its margin at every zoom; smaller ones are mirrored."""
         margin = math.ceil(1.15 * self.optics.largest_blur_px) + 4

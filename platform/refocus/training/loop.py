@@ -282,7 +282,7 @@ class Trainer:
         restored = self._predict(self.averaged, pairs).image
         shown = [image.float().cpu() for image in (pairs.image, restored, pairs.target)]
         # Networks see what specimens absorb; people expect them dark on bright.
-        before, after, truth = [1.0 - image for image in shown] if self.config.modality == "brightfield" else shown
+        before, after, truth = [1.0 - image for image in shown] if self.config.absorbing else shown
         return before, after, truth
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def package_config(config: TrainingConfig) -> PackageConfig:
         largest_blur_px=config.optics.blur_radius_px[1],
         pixel_size_um=config.optics.pixel_size_um,
         numerical_aperture=config.optics.numerical_aperture,
-        normalisation="percentiles-99-0.2" if config.modality == "brightfield" else "percentiles-1-99.8",
+        normalisation="percentiles-99-0.2" if config.absorbing else "percentiles-1-99.8",
     )
 
 

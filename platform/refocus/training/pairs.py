@@ -192,7 +192,7 @@ class PairMaker:
         anywhere between the crop's own and that of the image it came from, and beyond by `renormalise_jitter`. Where
         specimens absorb, what counts is how much: tiles come with their image's bright percentile at 1.
         """
-        if self.config.modality == "brightfield":
+        if self.config.absorbing:
             image, target = 1.0 - image, 1.0 - target
         flat = image.flatten(1)
         low = torch.quantile(flat, 0.01, dim=1)
