@@ -138,18 +138,17 @@ class LocalStore:
             state = state.model_copy(update={"pid": process.pid})
             self._write(state)
             try:
-                self._wait_until_ready(process, self._settings(state))
+                with contextlib.ExitStack() as undo:
+                    undo.callback(self._end, process.pid, state)
+                    self._wait_until_ready(process, self._settings(state))
+                    undo.pop_all()
                 return state
             except StoreError:
-                self._end(process.pid, state)
                 # Between the check and the server's own bind, somebody else may take a port.
                 said = self.log.read_text(errors="replace")
                 if launch == _LAUNCHES or not any(text in said for text in _PORT_TAKEN):
                     raise
                 state = state.model_copy(update={"ports": _choose_ports()})
-            except BaseException:
-                self._end(process.pid, state)
-                raise
         raise AssertionError("unreachable")
 
     def _end(self, pid: int, state: _State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -161,19 +162,21 @@ def open_image(
         file = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or getattr(file, "name", "image")
     answers = answers or Acquisition()
+    opened: ImageSource
     try:
-        container = sniff(file.read(16))
-        file.seek(0)
-        if container == "tiff":
-            return TiffSource(file, name=name, answers=answers, axes=axes)
-        return RasterSource(decode(file.read(), _NO_LIMITS), name=name, answers=answers)
+        with contextlib.ExitStack() as undo:
+            undo.callback(file.close)
+            container = sniff(file.read(16))
+            file.seek(0)
+            if container == "tiff":
+                opened = TiffSource(file, name=name, answers=answers, axes=axes)
+            else:
+                opened = RasterSource(decode(file.read(), _NO_LIMITS), name=name, answers=answers)
+            undo.pop_all()
+        return opened
     except InputError as error:
-        file.close()
         message = str(error)
         raise error if message.startswith(name) else type(error)(f"{name}: {message}") from error
-    except BaseException:
-        file.close()
-        raise
 
 
 class RasterSource(ImageSource):

@@ -86,9 +86,8 @@ def write_ome_tiff(
         with unfinished.open("wb") as file:
             _write(file, pages, xml, is_rgb="S" in axes, compression=compression)
         unfinished.replace(target)
-    except BaseException:
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _write(file: BinaryIO, pages: npt.NDArray[Any], xml: bytes, *, is_rgb: bool, compression: str | None) -> None:

@@ -101,11 +101,10 @@ class LocalCluster:
                 command, env=head_environment, cwd=self.working_directory, stdout=sink,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
             self._wait_until_ready(log)
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
         return self
 
     def stop(self) -> None:
