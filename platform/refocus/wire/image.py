@@ -93,6 +93,8 @@ class WireImage:
         The format it came in, and goes back in unless something else is asked for.
     pixel_size_um : float or None
         Spacing of pixel centres where the file says it.
+    numerical_aperture, wavelength_um, refractive_index : float or None
+        Of the objective, of the first channel's emission, and of the immersion, likewise.
     alpha : ndarray or None
         (P, Y, X) opacity, which is carried along and never touched.
     description : str
@@ -118,6 +120,9 @@ class WireImage:
     tags: tuple[Tag, ...] = ()
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    numerical_aperture: float | None = None
+    wavelength_um: float | None = None
+    refractive_index: float | None = None
 
     def __post_init__(self) -> None:
         check_dtype(self.planes.dtype)

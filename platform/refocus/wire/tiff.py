@@ -13,6 +13,7 @@ import tifffile
 
 from refocus.errors import UnreadableImage, UnsupportedImage
 from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage
+from refocus.wire.ome import is_ome, length_said_um, number_said
 from refocus.wire.provenance import described
 from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
 
@@ -52,10 +53,14 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
     planes, alpha = _read(body, header)
     if planes.dtype.kind == "f" and not bool(np.isfinite(planes).all()):
         raise UnsupportedImage("The image holds values that are NaN or infinite; replace them first.")
+    ome = description if is_ome(description) else ""
     return WireImage(
         planes,
         container="tiff",
         pixel_size_um=_pixel_size_um(first, description, header.byteorder),
+        numerical_aperture=number_said(ome, "LensNA"),
+        wavelength_um=length_said_um(ome, "EmissionWavelength", unit="nm"),
+        refractive_index=number_said(ome, "RefractiveIndex"),
         alpha=alpha,
         description=description,
         tags=_bounded(first.tags),
@@ -138,12 +143,8 @@ def _bounded(tags: tuple[Tag, ...]) -> tuple[Tag, ...]:
 
 
 def _pixel_size_um(page: Directory, description: str, byteorder: str) -> float | None:
-    ome = re.search(r'\bPhysicalSizeX="([0-9.eE+-]+)"', description) if "<OME" in description else None
-    unit = re.search(r'\bPhysicalSizeXUnit="([^"]*)"', description)
-    if ome:
-        factors = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-        factor = factors.get(unit[1]) if unit else 1.0
-        return _plausible_um(float(ome[1]) * factor) if factor else None
+    if is_ome(description) and number_said(description, "PhysicalSizeX") is not None:
+        return _plausible_um(length_said_um(description, "PhysicalSizeX", unit="µm") or 0.0)
     values = {tag.code: tag for tag in page.tags}
     resolution = values.get(282)
     if resolution is None or len(resolution.value) != 8:

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import imagecodecs
 import numpy as np
+import pytest
 import tifffile
 
 from refocus.wire.codec import decode, encode, from_array
@@ -34,6 +35,27 @@ def test_ome_metadata_come_back_with_one_annotation_more(grey16):
     # Refocused twice, annotated once.
     assert len(notes) == 1
     assert {m.get("K"): m.text for m in notes[0]} == {"model": "deep_r", "digest": "sha256:abc", "note": "a < b"}
+
+
+def test_ome_says_the_optics_in_any_unit(grey16):
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Instrument ID="I:0"><Objective ID="O:0" '
+        'LensNA="1.3"/></Instrument><Image ID="Image:0"><ObjectiveSettings ID="O:0" RefractiveIndex="1.515"/>'
+        '<Pixels PhysicalSizeX="108" PhysicalSizeXUnit="nm"><Channel EmissionWavelength="5.25E2"/>'
+        '<Channel EmissionWavelength="0.6" EmissionWavelengthUnit="µm"/></Pixels></Image></OME>'
+    )
+    image = decode(tiff_bytes(grey16, description=xml.encode(), metadata=None))
+    assert image.numerical_aperture == 1.3
+    assert image.refractive_index == 1.515
+    assert image.wavelength_um == pytest.approx(0.525)
+    assert image.pixel_size_um == pytest.approx(0.108)
+    ascii_only = xml.replace('"108" PhysicalSizeXUnit="nm"', '"0.108" PhysicalSizeXUnit="&#181;m"')
+    assert decode(tiff_bytes(grey16, description=ascii_only.encode(), metadata=None)).pixel_size_um == 0.108
+    nonsense = xml.replace('LensNA="1.3"', 'LensNA="NaN"').replace("5.25E2", "1e999")
+    image = decode(tiff_bytes(grey16, description=nonsense.encode(), metadata=None))
+    assert image.numerical_aperture is None
+    assert image.wavelength_um is None
+    assert decode(tiff_bytes(grey16, description='LensNA="0.5"', metadata=None)).numerical_aperture is None
 
 
 def test_imagej_metadata_come_back(grey16):

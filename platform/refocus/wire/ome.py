@@ -1,0 +1,48 @@
+"""What OME-XML says of the optics, read by pattern: a description from the network is never parsed as XML."""
+
+from __future__ import annotations
+
+import html
+import re
+
+_UNITS_UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)"
+#: Beyond this a number is nonsense, infinity among it.
+_LARGEST = 1e12
+
+
+def is_ome(description: str) -> bool:
+    """Whether a TIFF's description is OME-XML."""
+    return "<OME" in description
+
+
+def number_said(xml: str, name: str) -> float | None:
+    """The positive number that the first attribute of this name has.
+
+    Examples
+    --------
+    >>> number_said('<Objective LensNA="0.75"/>', "LensNA")
+    0.75
+    """
+    found = re.search(rf'\b{name}="{_NUMBER}"', xml)
+    value = float(found[1]) if found else 0.0
+    return value if 0.0 < value < _LARGEST else None
+
+
+def length_said_um(xml: str, name: str, *, unit: str) -> float | None:
+    """The length that the first attribute of this name has, in um; in `unit` where its element names none.
+
+    Examples
+    --------
+    >>> length_said_um('<Pixels PhysicalSizeX="325" PhysicalSizeXUnit="nm"/>', "PhysicalSizeX", unit="µm")
+    0.325
+    """
+    element = re.search(rf'<[^<>]*\b{name}="[^<>]*>', xml)
+    if element is None:
+        return None
+    value = number_said(element[0], name)
+    said = re.search(rf'\b{name}Unit="([^"]*)"', element[0])
+    # Writers that keep to ASCII say a micrometre with a character reference.
+    factor = _UNITS_UM.get(html.unescape(said[1]) if said else unit)
+    return None if value is None or factor is None else value * factor
