@@ -17,11 +17,11 @@ def _network(**sizes: Any) -> NetworkConfig:
     return NetworkConfig(noise_levels=NOISE_LEVELS, deconvolution=True, **sizes)
 
 
-#: Reaches 10 um at NA 0.75 and 0.325 um pixels with a little to spare, and beyond for what the gate must know. Tilt,
-#: haze and aberrations in few samples: in many, they teach a network to distrust deconvolution where it is right.
+#: Reaches 10 um at NA 0.75 and 0.325 um pixels with a little to spare; what lies beyond is the gate's matter. Tilt,
+#: haze and aberrations in few samples, and none beyond the range: they teach a network to distrust deconvolution where
+#: it is right.
 BROAD_OPTICS = OpticsRange(
     blur_radius_px=(0.0, 38.0),
-    out_of_range_share=0.05,
     in_focus_share=0.15,
     near_focus_share=0.15,
     tilt_share=0.07,
