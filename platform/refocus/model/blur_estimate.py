@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
+from refocus.optics.ladder import BLIND_PROFILES, FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
 
 Float32 = npt.NDArray[np.float32]
 
@@ -70,7 +70,8 @@ class BlurEstimate:
     centres_y_px, centres_x_px : ndarray, float32, shapes [rows], [columns]
         Where the windows lie in the plane.
     profile : int
-        Number of the profile in :data:`refocus.optics.ladder.PROFILES` that fits the whole plane best.
+        Number of the profile in :data:`refocus.optics.ladder.PROFILES`: the told one, or the one that fits the whole
+        plane best.
     """
 
     radius_px: Float32
@@ -88,13 +89,16 @@ class BlurEstimate:
         return np.stack([radius, np.full_like(radius, self.profile)]).astype(np.float32)
 
 
-def estimate_blur(plane: npt.NDArray[np.generic]) -> BlurEstimate:
+def estimate_blur(plane: npt.NDArray[np.generic], *, profile: int | None = None) -> BlurEstimate:
     """Estimate the blur of one plane.
 
     Parameters
     ----------
     plane : ndarray, shape [C, Y, X]
         Any numeric type and unit; colours are averaged. Read window by window: it may be a memory map.
+    profile : int, optional
+        Of the optics, where they are known (:func:`refocus.optics.ladder.nearest_profile`); otherwise the one of the
+        first :data:`refocus.optics.ladder.BLIND_PROFILES` that fits best.
     """
     height, width = plane.shape[1:]
     rows, columns = min(height, WINDOW_PX), min(width, WINDOW_PX)
@@ -107,8 +111,9 @@ def estimate_blur(plane: npt.NDArray[np.generic]) -> BlurEstimate:
             bands.append(rung_costs(torch.from_numpy(np.stack(windows)), profile=profile))
         return torch.stack(bands)
 
-    top, left = (_starts(size, _WINDOWS_FOR_PROFILE) for size in (height, width))
-    profile = int(judged(top, left, None).amin(-1).sum((0, 1)).argmin())
+    if profile is None:
+        top, left = (_starts(size, _WINDOWS_FOR_PROFILE) for size in (height, width))
+        profile = int(judged(top, left, None).amin(-1).sum((0, 1)).argmin())
     tops, lefts = (_starts(size, _MOST_WINDOWS) for size in (height, width))
     costs = judged(tops, lefts, profile)[:, :, 0]
     chosen = _smoothed(costs).argmin(-1)
@@ -131,14 +136,15 @@ def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
     windows : Tensor, float32, shape [B, h, w]
         In any unit.
     profile : int, optional
-        The only one to judge.
+        The only one to judge; otherwise the first :data:`refocus.optics.ladder.BLIND_PROFILES` are.
 
     Returns
     -------
     Tensor, float32, shape [B, profiles, radii]
         Zeros where a window is too small or too empty to tell.
     """
-    shape = (len(PROFILES) if profile is None else 1, len(RADII_PX))
+    judged = slice(BLIND_PROFILES) if profile is None else slice(profile, profile + 1)
+    shape = (len(PROFILES[judged]), len(RADII_PX))
     side = min(windows.shape[-2:])
     if side < 32:
         return windows.new_zeros(len(windows), *shape)
@@ -146,8 +152,7 @@ def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
         seen = _spectra(windows.float())
         rungs, slopes = _rung_tables(side)
         rungs, slopes = rungs.to(windows.device), slopes.to(windows.device)
-        rungs = rungs if profile is None else rungs[profile : profile + 1]
-        shapes = (rungs.flatten(0, 1)[:, None] * slopes).flatten(0, 1)
+        shapes = (rungs[judged].flatten(0, 1)[:, None] * slopes).flatten(0, 1)
         misfit = torch.stack(
             [_misfit(power, noise, seen.proofs, shapes) for power, noise in zip(seen.power, seen.noise, strict=True)]
         )
@@ -181,13 +186,11 @@ def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Ten
     return expected.reciprocal() @ weights[:, 1] + expected.log_() @ proofs
 
 
-def fitting_blur(images: Tensor, *, costs: Tensor | None = None) -> Tensor:
-    """Radius and profile that fit each whole image [B, C, H, W] best, or the `costs` of its rungs: [B, 2]."""
-    if costs is None:
-        costs = rung_costs(images.mean(1))
-    best = costs.flatten(1).argmin(1)
+def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
+    """Radius and profile that fit each whole image [B, C, H, W] best, or its radius in a known profile: [B, 2]."""
+    best = rung_costs(images.mean(1), profile=profile).flatten(1).argmin(1)
     radii = torch.tensor(RADII_PX, device=images.device)[best % len(RADII_PX)]
-    return torch.stack([radii, (best // len(RADII_PX)).to(radii)], 1)
+    return torch.stack([radii, (best // len(RADII_PX) + (profile or 0)).to(radii)], 1)
 
 
 def with_blur(images: Tensor, blur: Tensor) -> Tensor:
@@ -282,12 +285,12 @@ def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
 
 
 def _unusual() -> Tensor:
-    """What each profile must make up for by its fit, in nats."""
+    """What each profile must make up for by its fit where the optics are not known, in nats."""
     return torch.tensor(
         [
             _SAMPLING_NATS * (math.log(profile.sampling / _USUAL_SAMPLING) / _SAMPLING_SPREAD) ** 2
             + _APERTURE_NATS[profile.numerical_aperture]
-            for profile in PROFILES
+            for profile in PROFILES[:BLIND_PROFILES]
         ]
     )
 

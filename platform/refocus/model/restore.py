@@ -18,6 +18,8 @@ from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import Prediction
 from refocus.model.normalisation import Normalisation, estimate
 from refocus.model.tiling import SMALLEST_HALO_PX, Float32, TileGrid, Window, run_tiled
+from refocus.optics.ladder import nearest_profile
+from refocus.optics.settings import OpticalSystem
 from refocus.zstack import AXES
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -120,6 +122,7 @@ class LoadedModel:
         image: npt.NDArray[Any],
         *,
         axes: str | None = None,
+        optics: OpticalSystem | None = None,
         normalisation: Normalisation | None = None,
         with_scale: bool = False,
         out: npt.NDArray[Any] | None = None,
@@ -135,6 +138,7 @@ class LoadedModel:
             )
         scale = np.zeros(image.shape, np.float32) if with_scale else None
         stride = self.package.config.network.stride_px
+        profile = None if optics is None else nearest_profile(optics)
         maps: list[Float32] = []
         constants: list[Normalisation] = []
         planes = list(_planes(axes, image.shape, together=channels == 3))
@@ -144,6 +148,7 @@ class LoadedModel:
             told = _scaled(progress, number, len(planes))
             blur = self._plane(
                 plane,
+                profile,
                 chosen,
                 _channels_first(pixels[where], axes),
                 None if scale is None else _channels_first(scale[where], axes),
@@ -156,6 +161,7 @@ class LoadedModel:
     def _plane(
         self,
         plane: npt.NDArray[Any],
+        profile: int | None,
         constants: Normalisation,
         pixels: npt.NDArray[Any],
         scale: Float32 | None,
@@ -172,7 +178,7 @@ class LoadedModel:
             pixels[...] = plane
             return blur
         repeated = channels // plane.shape[0]
-        blurred = estimate_blur(plane) if self.package.config.network.sees_blur else None
+        blurred = estimate_blur(plane, profile=profile) if self.package.config.network.sees_blur else None
 
         def read(window: Window) -> Float32:
             normalised = constants.apply(plane[(slice(None), *window)])
@@ -212,6 +218,7 @@ def restore(
     package: ModelPackage,
     *,
     axes: str | None = None,
+    optics: OpticalSystem | None = None,
     normalisation: Normalisation | None = None,
     with_scale: bool = False,
     out: npt.NDArray[Any] | None = None,
@@ -235,6 +242,9 @@ def restore(
     axes : str, optional
         Letters of ``"TCZYXS"``. Where not given: two axes are ``YX``; a last axis of 3 (4 is refused) after two longer
         ones is colour; all other leading axes are planes.
+    optics : OpticalSystem, optional
+        The objective, its light and its pixels, where they are known: the blur is then read more surely, most of all
+        below NA 0.6 and above 0.85 (docs/evaluation.md). Not needed.
     normalisation : Normalisation, optional
         Used for all planes in place of each plane's own.
     with_scale : bool
@@ -261,7 +271,7 @@ def restore(
     """
     model = LoadedModel(package, device=device, precision=precision, tile_px=tile_px, halo_px=halo_px)
     return model.restore(
-        image, axes=axes, normalisation=normalisation, with_scale=with_scale, out=out, progress=progress
+        image, axes=axes, optics=optics, normalisation=normalisation, with_scale=with_scale, out=out, progress=progress
     )
 
 

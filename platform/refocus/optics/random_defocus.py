@@ -37,6 +37,7 @@ from torch import Tensor
 from refocus.errors import ConfigurationError, InputError
 from refocus.optics.camera import shot_noise
 from refocus.optics.formation import mirrored
+from refocus.optics.ladder import nearest_profiles
 from refocus.optics.optics_range import OpticsRange
 from refocus.optics.plan import DRAWS, Plan
 from refocus.optics.psf import fast_fft_length
@@ -64,6 +65,8 @@ class Defocused:
         Signed, at the crop's centre.
     numerical_aperture, pixel_size_um, photons_at_peak : Tensor, shape [B]
         What was drawn.
+    profile : Tensor, shape [B], int64
+        Nearest to the objective among those of :mod:`refocus.optics.ladder`.
     """
 
     image: Tensor
@@ -73,6 +76,7 @@ class Defocused:
     numerical_aperture: Tensor
     pixel_size_um: Tensor
     photons_at_peak: Tensor
+    profile: Tensor
 
 
 class RandomDefocus:
@@ -368,6 +372,10 @@ class RandomDefocus:
             numerical_aperture=plan.numerical_aperture,
             pixel_size_um=plan.pixel_size_um,
             photons_at_peak=plan.photons_at_peak,
+            profile=nearest_profiles(
+                plan.numerical_aperture * plan.pixel_size_um / plan.wavelength_um.mean(1),
+                plan.numerical_aperture / self.optics.refractive_index,
+            ),
         )
 
 

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+#: Air, water, oil.
+_MEDIA = (1.0, 1.33, 1.515)
+_GREEN_UM = 0.55
 Apodisation = Literal["uniform", "aplanatic"]
 
 
@@ -80,6 +83,32 @@ class OpticalSystem(BaseModel):
             if noll < 2:
                 raise ValueError(f"zernike_waves names Noll index {noll}; indices start at 2 (1 is piston).")
         return self
+
+    @classmethod
+    def told(
+        cls,
+        *,
+        numerical_aperture: float | None,
+        pixel_size_um: float | None,
+        wavelength_um: float | None = None,
+        refractive_index: float | None = None,
+    ) -> Self | None:
+        """What a file or a person says of the optics; None where that is too little: aperture and pixels must be known.
+
+        Where it is not said, light is taken for green (0.55 um) and the lens for dry, water or oil by its aperture; so
+        is an index that is not above the aperture, which must belong to something else.
+        """
+        if numerical_aperture is None or pixel_size_um is None:
+            return None
+        if refractive_index is None or refractive_index <= numerical_aperture:
+            refractive_index = next((n for n in _MEDIA if numerical_aperture < n), 1.1 * numerical_aperture)
+        return cls(
+            numerical_aperture=numerical_aperture,
+            pixel_size_um=pixel_size_um,
+            wavelength_um=wavelength_um or _GREEN_UM,
+            refractive_index=refractive_index,
+            coverslip_index=max(cls.model_fields["coverslip_index"].default, 1.1 * numerical_aperture),
+        )
 
     @property
     def tangent(self) -> float:

@@ -15,14 +15,17 @@ from torch import Tensor
 
 from refocus.data.batches import TileBatch
 from refocus.errors import ConfigurationError
-from refocus.model.blur_estimate import fitting_blur, rung_costs
+from refocus.model.blur_estimate import fitting_blur
 from refocus.optics.ladder import RADII_PX
 from refocus.training.config import TrainingConfig
 
 _MASK = 2**64 - 1
 _HINT = 0x2545F4914F6CDD1D
+#: Shares of training samples whose optics are told, and of those whose radius is told beside them.
+_OPTICS_SHARE, _RADIUS_SHARE = 0.6, 0.35
 #: Relative error of a told radius, as large as estimates have on whole images.
 _ESTIMATE_ERROR = 0.05
+_UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +113,11 @@ class PairMaker:
             target.append(pixels[-1] if sharp else self._view(batch.target[row], draws[row], zoom, side))
             zooms.append(zoom)
         zoomed = torch.tensor(zooms, device=self.device)
-        image, in_focus, blur = self._defocused(batch, is_sharp, pixels, target, seeds, zoomed)
+        image, in_focus, blur, profiles = self._defocused(batch, is_sharp, pixels, target, seeds, zoomed)
         pairs = self._renormalised(image, in_focus, blur, draws.to(self.device))
         if not self.config.network.sees_blur:
             return pairs
-        return replace(pairs, estimated_blur=self._estimated_blur(pairs, seeds))
+        return replace(pairs, estimated_blur=self._estimated_blur(pairs, profiles, seeds))
 
     def _zoom(self, draw: float) -> float:
         low, high = self.config.zoom
@@ -140,11 +143,12 @@ class PairMaker:
         target: list[Tensor],
         seeds: Tensor,
         zoom: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         crop = self.config.crop_px
         shape = (len(batch), batch.pixels.shape[1], crop, crop)
         image, in_focus = torch.empty(shape, device=self.device), torch.empty(shape, device=self.device)
         blur = batch.blur_radius_px * zoom
+        profiles = torch.full((len(batch),), _UNKNOWN)
         for row in range(len(batch)):
             if not is_sharp[row]:
                 image[row], in_focus[row] = _centre(pixels[row], crop, crop), _centre(target[row], crop, crop)
@@ -164,26 +168,28 @@ class PairMaker:
             )
             image[at], in_focus[at] = made.image, made.in_focus
             blur[at] = made.blur_radius_px.to(blur.dtype)
-        return image, in_focus, blur
+            profiles[at] = made.profile.cpu()
+        return image, in_focus, blur, profiles.tolist()
 
-    def _estimated_blur(self, pairs: Pairs, seeds: Tensor) -> Tensor:
-        """Estimate as `restore` does; in training half of the samples get an estimate near the truth.
+    def _estimated_blur(self, pairs: Pairs, profiles: list[int], seeds: Tensor) -> Tensor:
+        """Estimate as `restore` does, whose caller tells the optics or not; some samples are told near the truth.
 
         Crops are smaller than the windows that whole images are judged by: their estimates alone would teach a network
         to trust too little.
         """
-        costs = rung_costs(pairs.image.mean(1))
-        if self.augment:
-            chance = torch.stack(
-                [torch.rand(2, generator=torch.Generator().manual_seed(int(s) ^ _HINT)) for s in seeds]
-            )
-            chance = chance.to(self.device)
-            error = torch.special.ndtri(chance[:, 1].clamp(0.01, 0.99)) * _ESTIMATE_ERROR
-            rungs = torch.tensor(RADII_PX, device=self.device)
-            near = torch.log(rungs / (pairs.blur_radius_px.clamp_min(1.0) * error.exp())[:, None]).square()
-            told = (chance[:, 0] < 0.5) & pairs.blur_radius_px.isfinite()
-            costs = costs + torch.where(told[:, None], 1e6 * near, 0.0)[:, None]
-        return fitting_blur(pairs.image, costs=costs)
+        found = fitting_blur(pairs.image)
+        if not self.augment:
+            return found
+        chance = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(int(s) ^ _HINT)) for s in seeds])
+        for row, (share, profile) in enumerate(zip(chance[:, 0].tolist(), profiles, strict=True)):
+            if share < _OPTICS_SHARE and profile != _UNKNOWN:
+                found[row] = fitting_blur(pairs.image[row : row + 1], profile=profile)[0]
+        chance = chance.to(self.device)
+        error = torch.special.ndtri(chance[:, 1].clamp(0.01, 0.99)) * _ESTIMATE_ERROR
+        rungs = torch.tensor(RADII_PX, device=self.device)
+        off = torch.log(rungs / (pairs.blur_radius_px.clamp_min(1.0) * error.exp())[:, None]).abs()
+        told = (chance[:, 0] < _RADIUS_SHARE) & pairs.blur_radius_px.isfinite()
+        return torch.stack([torch.where(told, rungs[off.argmin(1)], found[:, 0]), found[:, 1]], 1)
 
     def _renormalised(self, image: Tensor, target: Tensor, blur: Tensor, draws: Tensor) -> Pairs:
         """Give crops the scales and offsets that crops of whole images have.

@@ -8,7 +8,7 @@ import torch
 from skimage import data as skimage_data
 
 from refocus.model.blur_estimate import WINDOW_PX, estimate_blur, fitting_blur, rung_costs, with_blur
-from refocus.optics.ladder import PROFILES, RADII_PX
+from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, nearest_profile
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
 
@@ -45,6 +45,25 @@ def test_radius_of_a_known_blur_is_found(radius_px: float, system: OpticalSystem
     # Rungs are 6% apart; the median of three pictures of cameramen, bricks and coins stays within two of them. Small
     # blurs of low apertures hardly differ from a softer texture.
     assert abs(np.log(np.median(found) / radius_px)) < (0.12 if radius_px > 8 or system is SYSTEM else 0.2), found
+
+
+@pytest.mark.parametrize(
+    ("aperture", "pixel_um", "radius_px"), [(0.3, 0.65, 7.0), (0.45, 0.5, 7.0), (0.9, 0.16, 14.0), (0.95, 0.325, 28.0)]
+)
+def test_told_optics_find_blurs_that_look_like_others_through_usual_ones(
+    aperture: float, pixel_um: float, radius_px: float
+) -> None:
+    system = OpticalSystem(numerical_aperture=aperture, wavelength_um=0.6, pixel_size_um=pixel_um)
+    profile = nearest_profile(system)
+    errors = {"blind": 0.0, "told": 0.0}
+    for texture in _textures():
+        image = _blurred(texture, radius_px, system=system)[None]
+        for name, known in (("blind", None), ("told", profile)):
+            found = estimate_blur(image, profile=known)
+            errors[name] += abs(np.log(np.median(found.radius_px) / radius_px)) / 3.0
+            assert (found.profile == profile) if known is not None else (found.profile < BLIND_PROFILES)
+    # Between two samplings of the steepest profiles a third remains.
+    assert errors["told"] < min(0.35, 0.7 * errors["blind"]), errors
 
 
 def test_units_offset_and_type_change_nothing() -> None:
@@ -88,5 +107,6 @@ def test_batches_are_judged_one_by_one() -> None:
     together = fitting_blur(images)
     torch.testing.assert_close(together[1:], fitting_blur(images[1:]))
     assert together[0, 0] < together[1, 0]
-    assert rung_costs(images[:, 0]).shape == (2, len(PROFILES), len(RADII_PX))
+    assert fitting_blur(images, profile=17)[:, 1].tolist() == [17.0, 17.0]
+    assert rung_costs(images[:, 0]).shape == (2, BLIND_PROFILES, len(RADII_PX))
     assert with_blur(images, together).shape == (2, 3, 160, 160)

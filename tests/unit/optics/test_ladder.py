@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
+from refocus.optics.ladder import (
+    BLIND_PROFILES,
+    FREQUENCIES,
+    PROFILES,
+    RADII_PX,
+    Profile,
+    blur_ladder,
+    cycles_per_px,
+    nearest_profile,
+)
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
 
 
-@pytest.mark.parametrize(("profile", "rung"), [(1, 10), (2, 33), (5, 10), (6, 33), (6, 50)])
+@pytest.mark.parametrize(("profile", "rung"), [(1, 10), (2, 33), (5, 10), (6, 33), (6, 50), (17, 33)])
 def test_rungs_are_transfer_functions_of_the_objective(profile: int, rung: int) -> None:
     sampling, aperture = PROFILES[profile]
     system = OpticalSystem(numerical_aperture=aperture, wavelength_um=0.525, pixel_size_um=sampling * 0.525 / aperture)
@@ -33,3 +42,28 @@ def test_all_light_passes_at_frequency_zero_and_focus_passes_most() -> None:
 def test_frequencies_end_at_nyquist() -> None:
     assert cycles_per_px()[0] == 0.0
     assert cycles_per_px()[-1] == 0.5
+
+
+@pytest.mark.parametrize("number", range(len(PROFILES)))
+def test_a_profile_is_nearest_to_its_own_optics(number: int) -> None:
+    sampling, aperture = PROFILES[number]
+    # In oil the same rays belong to a larger aperture.
+    for index in (1.0, 1.515):
+        numerical = index * aperture
+        system = OpticalSystem(
+            numerical_aperture=numerical, wavelength_um=0.6, pixel_size_um=sampling * 0.6 / numerical,
+            refractive_index=index, coverslip_index=1.6,
+        )  # fmt: skip
+        assert nearest_profile(system) == number
+
+
+def test_pixels_that_cannot_be_the_images_own_have_no_profile() -> None:
+    for pixel_um in (0.02, 3.0):
+        assert (
+            nearest_profile(OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=pixel_um)) is None
+        )
+
+
+def test_blind_profiles_are_of_apertures_that_can_be_told_apart() -> None:
+    assert {profile.numerical_aperture for profile in PROFILES[:BLIND_PROFILES]} == {0.4, 0.75}
+    assert Profile(0.4, 0.95) in PROFILES[BLIND_PROFILES:]

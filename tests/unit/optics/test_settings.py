@@ -45,3 +45,20 @@ def test_unknown_fields_are_refused() -> None:
         OpticalSystem.model_validate(
             {"numerical_aperture": 0.5, "wavelength_um": 0.5, "pixel_size_um": 0.1, "magnification": 20}
         )
+
+
+def test_told_optics_are_filled_in_and_never_refused() -> None:
+    assert OpticalSystem.told(numerical_aperture=0.75, pixel_size_um=None) is None
+    assert OpticalSystem.told(numerical_aperture=None, pixel_size_um=0.3) is None
+    media = {0.75: 1.0, 0.95: 1.0, 1.0: 1.33, 1.2: 1.33, 1.4: 1.515}
+    for aperture, index in media.items():
+        told = OpticalSystem.told(numerical_aperture=aperture, pixel_size_um=0.1)
+        assert told is not None
+        assert (told.refractive_index, told.wavelength_um) == (index, 0.55)
+    # The mounting medium's index under the immersion's name, and a lens for which no glass is known here.
+    odd = OpticalSystem.told(numerical_aperture=1.4, pixel_size_um=0.1, wavelength_um=0.6, refractive_index=1.33)
+    assert odd is not None
+    assert (odd.refractive_index, odd.wavelength_um) == (1.515, 0.6)
+    steep = OpticalSystem.told(numerical_aperture=1.65, pixel_size_um=0.1)
+    assert steep is not None
+    assert steep.refractive_index > 1.65

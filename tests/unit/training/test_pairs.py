@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from refocus.data.batches import TileBatch
+from refocus.model.networks import NetworkConfig
+from refocus.optics.ladder import BLIND_PROFILES
 from refocus.optics.random_defocus import OpticsRange
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, sample_seed
@@ -67,6 +69,31 @@ def test_unknown_blur_stays_unknown_and_simulated_blur_is_known() -> None:
     maker = PairMaker(CONFIG)
     assert maker(tiles([6], sharp=False)).blur_radius_px.isnan().all()
     assert maker(tiles([6], sharp=True)).blur_radius_px.isfinite().all()
+
+
+def test_some_training_samples_are_told_their_optics_and_none_of_validation() -> None:
+    network = NetworkConfig(
+        widths=(8, 8), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1, deconvolution=True
+    )
+    steep = OpticsRange(numerical_aperture=(0.9, 0.95), blur_radius_px=(3.0, 8.0), in_focus_share=0.0)
+    config = CONFIG.model_copy(update={"network": network, "optics": steep})
+    batch = tiles(list(range(64)), sharp=True)
+    told = PairMaker(config)(batch)
+    assert told.estimated_blur is not None
+    # Apertures like these are never found by looking.
+    from_optics = told.estimated_blur[:, 1] >= BLIND_PROFILES
+    assert 0.3 < float(from_optics.float().mean()) < 0.9
+    # In crops of 32 px only those whose radius is told know it.
+    near = (told.estimated_blur[:, 0] / told.blur_radius_px.clamp_min(1.0)).log().abs() < 0.15
+    assert 0.1 < float(near.float().mean()) < 0.6
+    assert float(near[from_optics].float().mean()) > float(near[~from_optics].float().mean()) + 0.1
+    blind = PairMaker(config, augment=False)(batch).estimated_blur
+    assert blind is not None
+    assert (blind[:, 1] < BLIND_PROFILES).all()
+    # Measured planes have no drawn optics.
+    measured = PairMaker(config)(tiles([3, 4], sharp=False)).estimated_blur
+    assert measured is not None
+    assert (measured[:, 1] < BLIND_PROFILES).all()
 
 
 def test_crops_lie_where_normalised_images_lie() -> None:
