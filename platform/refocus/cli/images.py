@@ -18,6 +18,9 @@ def restore(
     modality: Annotated[str | None, typer.Option(help="fluorescence, brightfield or phase_contrast.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Add the half width of the 90% interval as planes.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace results that are there.")] = False,
+    na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture, if files lack it.")] = None,
+    pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
+    wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
 ) -> None:
     """Bring images into focus: same format, size, type and metadata, with the model's digest added."""
     from refocus.errors import ConfigurationError
@@ -27,7 +30,10 @@ def restore(
     known = next((each for each in MODALITIES if each == modality), None)
     if modality is not None and known is None:
         raise ConfigurationError(f"modality {modality!r} is not known; expected one of {', '.join(MODALITIES)}.")
-    options = Options(url=url, model=model, modality=known, uncertainty=uncertainty, overwrite=overwrite)
+    options = Options(
+        url=url, model=model, modality=known, uncertainty=uncertainty, overwrite=overwrite, na=na,
+        pixel_size_um=pixel_size_um, wavelength_um=wavelength_um,
+    )  # fmt: skip
     restore_files(source, target, options, console())
 
 

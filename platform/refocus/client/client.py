@@ -128,6 +128,7 @@ class Client:
         model: str | None = None,
         modality: str | None = None,
         na: float | None = None,
+        wavelength_um: float | None = None,
         uncertainty: bool = False,
         on_out_of_range: Literal["mark", "keep", "fail"] = "mark",
     ) -> Refocused:
@@ -138,13 +139,15 @@ class Client:
         model : str, optional
             ``NAME``, ``NAME@champion``, ``NAME@challenger`` or ``NAME@DIGEST``.
         modality : {'fluorescence', 'brightfield', 'phase_contrast'}, optional
-        na : float, optional
+        na, wavelength_um : float, optional
+            Of the optics, like `pixel_size_um`. Where aperture and pixels are known the blur is read more surely.
         uncertainty : bool
         on_out_of_range : {'mark', 'keep', 'fail'}
         """
         image = np.asarray(image)
         body = encode(from_array(image, pixel_size_um=pixel_size_um), "tiff")
         query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
+                 "wavelength_um": wavelength_um,
                  "uncertainty": uncertainty or None,
                  "on_out_of_range": None if on_out_of_range == "mark" else on_out_of_range}  # fmt: skip
         response = self._post("/v1/refocus", body, query, accept="image/tiff", content_type="image/tiff")

@@ -21,12 +21,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import refocus
 from refocus.errors import ModelMissing, RefocusError, ServiceBusy
+from refocus.optics.settings import OpticalSystem
 from refocus.serving.answers import encode_answer
 from refocus.serving.body import accepted, read_image
 from refocus.serving.config import ServingConfig
 from refocus.serving.metrics import Meters, ProcessMeters, RequestMetrics, access_log
 from refocus.serving.openapi import FOCUS_DOCS, REFOCUS_DOCS
-from refocus.serving.requests import ModelState, OnOutOfRange, RestoreAnswer, RestoreRequest, ServiceState, TileReport
+from refocus.serving.requests import (
+    ModelState,
+    OnOutOfRange,
+    RestoreAnswer,
+    RestoreRequest,
+    ServiceState,
+    TileReport,
+    optics_of,
+)
 from refocus.serving.status import RETRY_AFTER_STATUSES, Refusal, problem_for
 from refocus.wire import headers
 from refocus.wire.codec import output_container
@@ -81,7 +90,10 @@ ModelQuery = Annotated[
 ]
 ModalityQuery = Annotated[Modality | None, Query(description="What kind of image it is, where the model is not named")]
 PixelSizeQuery = Annotated[float | None, Query(gt=0, le=100, description="Where the file does not say it")]
-ApertureQuery = Annotated[float | None, Query(gt=0, le=1.7, description="Numerical aperture of the objective")]
+ApertureQuery = Annotated[
+    float | None, Query(gt=0, le=1.7, description="Numerical aperture of the objective, likewise")
+]
+WavelengthQuery = Annotated[float | None, Query(gt=0.1, le=2, description="Of the light in um, likewise; else green")]
 
 
 def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = None) -> FastAPI:
@@ -102,6 +114,7 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         modality: ModalityQuery = None,
         pixel_size_um: PixelSizeQuery = None,
         na: ApertureQuery = None,
+        wavelength_um: WavelengthQuery = None,
         uncertainty: Annotated[
             bool, Query(description="Append the 90% interval's half widths as further planes")
         ] = False,
@@ -113,8 +126,15 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         if pixel_size_um is not None:
             image = replace(image, pixel_size_um=pixel_size_um)
         container = _container(image, wanted, uncertainty=uncertainty)
+        optics = optics_of(image, na=na, wavelength_um=wavelength_um)
         asked = RestoreRequest(
-            image.planes, model, modality, uncertainty, on_out_of_range, correlation_id=request.state.correlation_id
+            image.planes,
+            model,
+            modality,
+            uncertainty,
+            on_out_of_range,
+            correlation_id=request.state.correlation_id,
+            optics=optics,
         )
         answer = await _restored(backend, asked, config, stages)
         start = time.perf_counter()
@@ -127,9 +147,11 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
             headers.OUT_OF_RANGE: f"{answer.out_of_range_share:.4f}",
             headers.SERVER_TIMING: headers.format_server_timing(stages),
         }
-        defocus_um = _defocus_um(answer, image.pixel_size_um, na)
-        if defocus_um is not None:
-            said[headers.DEFOCUS_UM] = f"{defocus_um:.2f}"
+        if optics is not None:
+            said[headers.DEFOCUS_UM] = f"{_defocus_um(answer, optics):.2f}"
+            said[headers.OPTICS] = headers.format_optics(
+                optics.numerical_aperture, optics.wavelength_um, optics.pixel_size_um
+            )
         if answer.half_width is not None:
             said[headers.INTERVAL_SCALE] = f"level=0.9; calibrated={'true' if answer.calibrated else 'false'}"
         return Response(body, media_type=MEDIA_TYPES[container], headers=said)
@@ -141,13 +163,17 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         modality: ModalityQuery = None,
         pixel_size_um: PixelSizeQuery = None,
         na: ApertureQuery = None,
+        wavelength_um: WavelengthQuery = None,
     ) -> FocusReport:
         """Say how far out of focus an image is, where, and which tiles to scan again."""
         image, stages = await _arrived(request, config)
-        asked = RestoreRequest(image.planes, model, modality, maps=True, correlation_id=request.state.correlation_id)
+        optics = optics_of(image, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um)
+        asked = RestoreRequest(
+            image.planes, model, modality, maps=True, correlation_id=request.state.correlation_id, optics=optics
+        )
         answer = await _restored(backend, asked, config, stages)
         _remember(request, answer, stages, image)
-        return _report(image, answer, pixel_size_um or image.pixel_size_um, na)
+        return _report(image, answer, optics)
 
     @app.get("/v1/models")
     async def models() -> list[ModelState]:
@@ -216,9 +242,7 @@ def _container(image: WireImage, wanted: Container | None, *, uncertainty: bool)
     return container
 
 
-def _report(
-    image: WireImage, answer: RestoreAnswer, pixel_size_um: float | None, aperture: float | None
-) -> FocusReport:
+def _report(image: WireImage, answer: RestoreAnswer, optics: OpticalSystem | None) -> FocusReport:
     step = max(1, math.ceil(max(answer.blur_radius_px.shape[1:]) / _MAP_SIDE))
     return FocusReport(
         model=answer.model,
@@ -227,7 +251,7 @@ def _report(
         height_px=image.height_px,
         width_px=image.width_px,
         blur_radius_px=float(np.median(answer.blur_radius_px)),
-        defocus_um=_defocus_um(answer, pixel_size_um, aperture),
+        defocus_um=None if optics is None else _defocus_um(answer, optics),
         out_of_range_share=answer.out_of_range_share,
         blur_map_px=np.round(answer.blur_radius_px[:, ::step, ::step].astype(float), 3).tolist(),
         tiles=answer.tiles,
@@ -235,11 +259,8 @@ def _report(
     )
 
 
-def _defocus_um(answer: RestoreAnswer, pixel_size_um: float | None, aperture: float | None) -> float | None:
-    if not pixel_size_um or not aperture or aperture >= 1:
-        return None
-    # Geometric radius of the defocus disc: |z| tan(asin(NA)), in air.
-    return float(np.median(answer.blur_radius_px)) * pixel_size_um / math.tan(math.asin(aperture))
+def _defocus_um(answer: RestoreAnswer, optics: OpticalSystem) -> float:
+    return optics.defocus_um_for(float(np.median(answer.blur_radius_px)))
 
 
 def _remember(request: Request, answer: RestoreAnswer, stages: dict[str, float], image: WireImage) -> None:

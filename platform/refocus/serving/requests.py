@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from refocus.optics.settings import OpticalSystem
+from refocus.wire.image import WireImage
 from refocus.zstack import Modality
 
 OnOutOfRange = Literal["mark", "keep", "fail"]
@@ -32,6 +34,8 @@ class RestoreRequest:
     maps : bool
         Also return the tile reports of ``/v1/focus``.
     correlation_id : str
+    optics : OpticalSystem or None
+        Where they are known; see `optics_of`.
     """
 
     planes: npt.NDArray[Any]
@@ -41,11 +45,24 @@ class RestoreRequest:
     on_out_of_range: OnOutOfRange = "mark"
     maps: bool = False
     correlation_id: str = ""
+    optics: OpticalSystem | None = None
 
     @property
     def colors(self) -> int:
         """3 for RGB, else 1."""
         return 3 if self.planes.ndim == 4 else 1
+
+
+def optics_of(
+    image: WireImage, *, na: float | None = None, pixel_size_um: float | None = None, wavelength_um: float | None = None
+) -> OpticalSystem | None:
+    """What is told of an image's optics: by the caller, and else by its file; None where that is too little."""
+    return OpticalSystem.told(
+        numerical_aperture=na or image.numerical_aperture,
+        pixel_size_um=pixel_size_um or image.pixel_size_um,
+        wavelength_um=wavelength_um or image.wavelength_um,
+        refractive_index=image.refractive_index,
+    )
 
 
 class TileReport(BaseModel):

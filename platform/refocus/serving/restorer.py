@@ -101,7 +101,7 @@ class Restorer:
         served = self.models.pick(request.model, request.modality, request.colors, self.config.default_model)
         started = time.perf_counter()
         axes = "ZYXS" if request.colors == 3 else "ZYX"
-        done = served.runner.restore(request.planes, axes=axes, with_scale=request.uncertainty)
+        done = served.runner.restore(request.planes, axes=axes, optics=request.optics, with_scale=request.uncertainty)
         model_ms = 1e3 * (time.perf_counter() - started)
         started = time.perf_counter()
         blur = _one_map_a_plane(done.blur_radius_px, len(request.planes))

@@ -9,6 +9,7 @@ MODEL = "X-Refocus-Model"
 MODEL_DIGEST = "X-Refocus-Model-Digest"
 OUT_OF_RANGE = "X-Refocus-Out-Of-Range"
 DEFOCUS_UM = "X-Refocus-Defocus-Um"
+OPTICS = "X-Refocus-Optics"
 INTERVAL_SCALE = "X-Refocus-Uncertainty"
 RETRY_AFTER = "Retry-After"
 SERVER_TIMING = "Server-Timing"
@@ -25,6 +26,17 @@ def format_server_timing(stages_ms: Mapping[str, float]) -> str:
     'decode;dur=1.250, model;dur=30.000'
     """
     return ", ".join(f"{name};dur={duration:.3f}" for name, duration in stages_ms.items())
+
+
+def format_optics(numerical_aperture: float, wavelength_um: float, pixel_size_um: float) -> str:
+    """Return what optics were told.
+
+    Examples
+    --------
+    >>> format_optics(0.75, 0.525, 0.325)
+    'na=0.75; wavelength_um=0.525; pixel_size_um=0.325'
+    """
+    return f"na={numerical_aperture:g}; wavelength_um={wavelength_um:g}; pixel_size_um={pixel_size_um:g}"
 
 
 def parse_server_timing(value: str) -> dict[str, float]:

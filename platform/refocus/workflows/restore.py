@@ -11,7 +11,7 @@ from rich.console import Console
 from refocus.errors import ConfigurationError, InputError, RefocusError
 from refocus.serving.answers import encode_answer
 from refocus.serving.config import ServingConfig
-from refocus.serving.requests import RestoreRequest
+from refocus.serving.requests import RestoreRequest, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.wire.codec import decode, output_container
 from refocus.wire.files import write_whole
@@ -40,6 +40,8 @@ class Options:
     uncertainty : bool
         Append the half width of the 90% interval as further planes; needs a TIFF.
     overwrite : bool
+    na, pixel_size_um, wavelength_um : float or None
+        Of the optics, where the files do not say them.
     """
 
     url: str | None = None
@@ -47,6 +49,14 @@ class Options:
     modality: Modality | None = None
     uncertainty: bool = False
     overwrite: bool = False
+    na: float | None = None
+    pixel_size_um: float | None = None
+    wavelength_um: float | None = None
+
+    @property
+    def told(self) -> dict[str, float | None]:
+        """The optics by the names of their parameters."""
+        return {"na": self.na, "pixel_size_um": self.pixel_size_um, "wavelength_um": self.wavelength_um}
 
 
 def restore_files(source: Path, target: Path, options: Options, console: Console) -> None:
@@ -108,7 +118,9 @@ def _by_server(options: Options) -> RestoreFile:
 
     assert options.url is not None
     client = Client(options.url)
-    asked = {"model": options.model, "modality": options.modality, "uncertainty": options.uncertainty or None}
+    asked = {
+        "model": options.model, "modality": options.modality, "uncertainty": options.uncertainty or None, **options.told
+    }  # fmt: skip
     query = {name: value for name, value in asked.items() if value is not None}
     return lambda before, after: client.refocus_file(before, after, **query)
 
@@ -123,7 +135,11 @@ def _in_process(options: Options) -> RestoreFile:
             container = output_container(image, _CONTAINERS[after.suffix.lower()])
             answer = restorer.restore(
                 RestoreRequest(
-                    image.planes, model=options.model, modality=options.modality, uncertainty=options.uncertainty
+                    image.planes,
+                    model=options.model,
+                    modality=options.modality,
+                    uncertainty=options.uncertainty,
+                    optics=optics_of(image, **options.told),
                 )
             )
             data = encode_answer(image, answer, container)

@@ -6,14 +6,19 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from skimage.data import coins
+from skimage.filters import gaussian
 from starlette.testclient import TestClient
 
 from refocus.model.restore import restore
+from refocus.optics.settings import OpticalSystem
+from refocus.registry.catalog import Catalog
 from refocus.serving.config import ServingConfig
 from refocus.serving.http import make_app
 from refocus.serving.local import LocalBackend
+from refocus.serving.requests import RestoreRequest
 from refocus.serving.restorer import Restorer
-from refocus.testing.service import crown, tiny_package
+from refocus.testing.service import TINY, crown, tiny_package
 from refocus.wire import headers
 from refocus.wire.image import ImageLimits
 
@@ -224,6 +229,31 @@ def test_focus_reports_tiles_and_distance(service, grey):
     assert float(restored.headers[headers.DEFOCUS_UM]) == pytest.approx(report["defocus_um"], abs=0.005)
     assert headers.DEFOCUS_UM not in client.post("/v1/refocus", content=tiff(body)).headers
     assert max(len(report["blur_map_px"][0]), len(report["blur_map_px"][0][0])) <= 64
+
+
+def test_told_optics_reach_the_model_and_are_said_back(new_store, config):
+    catalog = Catalog(new_store())
+    crown(catalog, tiny_package(3, name="seeing", network=TINY.model_copy(update={"noise_levels": ((2e-3, 40.0),)})))
+    restorer = Restorer(config, catalog)
+    client = TestClient(make_app(LocalBackend(restorer), config))
+    image = gaussian(coins()[:160, :160], 4.0, preserve_range=True).astype(np.uint16)
+    system = OpticalSystem(numerical_aperture=0.95, wavelength_um=0.6, pixel_size_um=0.325)
+    results = {}
+    for query, optics in (("", None), ("?pixel_size_um=0.325&na=0.95&wavelength_um=0.6", system)):
+        answer = client.post(f"/v1/refocus{query}", content=tiff(image))
+        results[query] = tifffile.imread(io.BytesIO(answer.content))
+        np.testing.assert_array_equal(
+            results[query], restorer.restore(RestoreRequest(image[None], optics=optics)).planes[0]
+        )
+        said = answer.headers.get(headers.OPTICS)
+        assert said == (None if optics is None else "na=0.95; wavelength_um=0.6; pixel_size_um=0.325")
+    blind, told = results.values()
+    assert (blind != told).any()
+    ome = tiff(image, ome=True, metadata={"axes": "YX", "PhysicalSizeX": 0.2, "PhysicalSizeXUnit": "µm"})
+    assert headers.OPTICS not in client.post("/v1/refocus", content=ome).headers
+    # What the caller says wins, the file fills in the rest, and green light is assumed.
+    said = client.post("/v1/refocus?na=1.4", content=ome).headers[headers.OPTICS]
+    assert said == "na=1.4; wavelength_um=0.55; pixel_size_um=0.2"
 
 
 def test_docs_models_and_metrics_answer(service, grey):
