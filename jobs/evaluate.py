@@ -19,12 +19,12 @@ def main() -> None:
     parser.add_argument("--stacks", type=Path, help="and a focal series, or a folder of them")
     parser.add_argument("--split", default="validation", choices=["validation", "calibration", "train"])
     parser.add_argument("--most", type=int, default=24, help="sharp images a modality, at most (default: 24)")
-    parser.add_argument(
-        "--scope", default="standard", choices=["standard", "quick", "wide"], help="wide: all specimens"
-    )
+    parser.add_argument("--scope", default="standard", choices=["standard", "quick", "wide"], help="wide: all images")
     parser.add_argument("--classical", action="store_true", help="with Wiener and Richardson-Lucy: minutes")
     parser.add_argument("--baselines-from", type=Path, help="an evaluation.json whose classical rows are taken over")
     parser.add_argument("--calibrate", type=Path, help="fit intervals and gate first; save the package here")
+    parser.add_argument("--objective", type=float, nargs="+", help="NA, um a pixel, um of light (0.75 0.325 0.525)")
+    parser.add_argument("--tell-optics", action="store_true", help="tell models the objective, as OME files do")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
     parser.add_argument("--fit-gate", type=Path, help="instead: fit the shipped gate on --images, write it here")
     options = vars(parser.parse_args())

@@ -27,6 +27,11 @@ def evaluate(
     ] = "standard",
     most: Annotated[int, typer.Option(help="Sharp images at most, evenly over the folder.", min=1)] = 24,
     classical: Annotated[bool, typer.Option(help="With Wiener and Richardson-Lucy: minutes.")] = False,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="NA,um a pixel,um of light to see sharp images through; default 0.75,0.325,0.525."),
+    ] = None,
+    tell_optics: Annotated[bool, typer.Option(help="Tell models the optics, as OME files do.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("evaluation"),
 ) -> None:
     """Measure a model by depth, and write evaluation.html (figures, tables, examples) and evaluation.json.
@@ -59,5 +64,18 @@ def evaluate(
         scope=scenes,
         classical=classical,
         most=most,
+        objective=None if objective is None else _numbers(objective),
+        tell_optics=tell_optics,
     )
     evaluate_and_write(options, console())
+
+
+def _numbers(text: str) -> list[float]:
+    from refocus.errors import ConfigurationError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigurationError(
+            f"{text!r} was given; expected numbers with commas between, such as 0.45,0.5."
+        ) from None

@@ -12,6 +12,7 @@ from refocus.model.checkpoint import ModelPackage
 from refocus.model.consistency import check_consistency
 from refocus.model.evaluation import SeamCheck
 from refocus.model.restore import LoadedModel, Precision
+from refocus.optics.settings import OpticalSystem
 from refocus.training.evaluate import Method, Restored
 
 Image = npt.NDArray[Any]
@@ -23,6 +24,7 @@ def network_method(
     device: torch.device | str | None = None,
     precision: Precision = "auto",
     check: bool = True,
+    optics: OpticalSystem | None = None,
 ) -> Method:
     """Return a method that restores with `package`.
 
@@ -33,6 +35,8 @@ def network_method(
         See `LoadedModel`.
     check : bool
         Also judge tiles with the package's gate and blur the output again; costs more than the network itself.
+    optics : OpticalSystem, optional
+        Told to the model, as files with OME metadata tell it.
     """
     model = LoadedModel(package, device=device, precision=precision)
     gate, calibration = package.config.gate, package.config.calibration
@@ -41,7 +45,7 @@ def network_method(
         colour = len(image) == 3
         axes = "YXS" if colour else "CYX"
         given = np.moveaxis(image, 0, -1) if colour else image
-        found = model.restore(np.ascontiguousarray(given, np.float32), axes=axes, with_scale=True)
+        found = model.restore(np.ascontiguousarray(given, np.float32), axes=axes, optics=optics, with_scale=True)
         assert found.scale is not None
         half = calibration.half_width_of(found.scale, found.blur_radius_px, stride_px=found.stride_px, axes=axes)
         pixels = np.moveaxis(found.pixels, -1, 0) if colour else found.pixels

@@ -73,6 +73,28 @@ def test_a_package_is_measured_and_the_report_is_written(folder, tmp_path):
     assert (tmp_path / "out" / "evaluation.html").stat().st_size > 10_000
 
 
+def test_images_are_seen_through_the_objective_that_is_asked_for(folder, tmp_path):
+    model = saved(tmp_path / "p")
+    arguments = ["evaluate", model, str(folder), "--scope", "quick", "--most", "1", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*arguments, "--objective", "0.45,0.5", "--tell-optics"])
+    assert done.exit_code == 0, done.output
+    report = read(tmp_path / "out")
+    assert report.provenance.numerical_aperture == 0.45
+    assert report.provenance.notes == ("models were told the optics",)
+    # As much blur in pixels as 2, 4 and 8 um give through NA 0.75, at the distances that it takes here.
+    radii = sorted({round(m.true_blur_px, 1) for m in report.measurements})
+    assert radii == pytest.approx([0.0, 7.0, 14.0, 27.9], abs=0.1)
+    assert "6.92 um" in report.bands
+    for wrong, said in (
+        ("0.45", "expected its aperture"),
+        ("0.45,x", "expected numbers"),
+        ("1.2,-1", "greater than 0"),
+    ):
+        refused = CliRunner().invoke(app, [*arguments, "--objective", wrong])
+        assert isinstance(refused.exception, ConfigurationError)
+        assert said in str(refused.exception)
+
+
 def test_models_of_one_name_keep_rows_of_their_own(folder, tmp_path):
     models = (saved(tmp_path / "a"), saved(tmp_path / "b", recipe="deep_r"))
     options = EvaluationOptions(models, tmp_path / "out", images=folder, scope="quick", most=1)
