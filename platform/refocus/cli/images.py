@@ -21,6 +21,7 @@ def restore(
     na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture, if files lack it.")] = None,
     pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
     wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
+    blind: Annotated[bool, typer.Option(help="Ignore what files say of the optics.")] = False,
 ) -> None:
     """Bring images into focus: same format, size, type and metadata, with the model's digest added."""
     from refocus.errors import ConfigurationError
@@ -32,7 +33,7 @@ def restore(
         raise ConfigurationError(f"modality {modality!r} is not known; expected one of {', '.join(MODALITIES)}.")
     options = Options(
         url=url, model=model, modality=known, uncertainty=uncertainty, overwrite=overwrite, na=na,
-        pixel_size_um=pixel_size_um, wavelength_um=wavelength_um,
+        pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind,
     )  # fmt: skip
     restore_files(source, target, options, console())
 

@@ -93,6 +93,7 @@ PixelSizeQuery = Annotated[float | None, Query(gt=0, le=100, description="Where 
 ApertureQuery = Annotated[
     float | None, Query(gt=0, le=1.7, description="Numerical aperture of the objective, likewise")
 ]
+BlindQuery = Annotated[bool, Query(description="Ignore what is said of the optics, such as a file's stale metadata")]
 WavelengthQuery = Annotated[float | None, Query(gt=0.1, le=2, description="Of the light in um, likewise; else green")]
 
 
@@ -115,6 +116,7 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         pixel_size_um: PixelSizeQuery = None,
         na: ApertureQuery = None,
         wavelength_um: WavelengthQuery = None,
+        blind: BlindQuery = False,
         uncertainty: Annotated[
             bool, Query(description="Append the 90% interval's half widths as further planes")
         ] = False,
@@ -126,7 +128,7 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         if pixel_size_um is not None:
             image = replace(image, pixel_size_um=pixel_size_um)
         container = _container(image, wanted, uncertainty=uncertainty)
-        optics = optics_of(image, na=na, wavelength_um=wavelength_um)
+        optics = optics_of(image, na=na, wavelength_um=wavelength_um, blind=blind)
         asked = RestoreRequest(
             image.planes,
             model,
@@ -164,10 +166,11 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         pixel_size_um: PixelSizeQuery = None,
         na: ApertureQuery = None,
         wavelength_um: WavelengthQuery = None,
+        blind: BlindQuery = False,
     ) -> FocusReport:
         """Say how far out of focus an image is, where, and which tiles to scan again."""
         image, stages = await _arrived(request, config)
-        optics = optics_of(image, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um)
+        optics = optics_of(image, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind)
         asked = RestoreRequest(
             image.planes, model, modality, maps=True, correlation_id=request.state.correlation_id, optics=optics
         )

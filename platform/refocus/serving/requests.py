@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from refocus.optics.ladder import nearest_profile
 from refocus.optics.settings import OpticalSystem
 from refocus.wire.image import WireImage
 from refocus.zstack import Modality
@@ -54,15 +55,24 @@ class RestoreRequest:
 
 
 def optics_of(
-    image: WireImage, *, na: float | None = None, pixel_size_um: float | None = None, wavelength_um: float | None = None
+    image: WireImage,
+    *,
+    na: float | None = None,
+    pixel_size_um: float | None = None,
+    wavelength_um: float | None = None,
+    blind: bool = False,
 ) -> OpticalSystem | None:
-    """What is told of an image's optics: by the caller, and else by its file; None where that is too little."""
-    return OpticalSystem.told(
+    """What is told of an image's optics: by the caller, and else by its file; None where that is too little.
+
+    None, too, if `blind`, or where pixels cannot be the objective's own, as those of an image that was scaled since.
+    """
+    told = OpticalSystem.told(
         numerical_aperture=na or image.numerical_aperture,
         pixel_size_um=pixel_size_um or image.pixel_size_um,
         wavelength_um=wavelength_um or image.wavelength_um,
         refractive_index=image.refractive_index,
     )
+    return None if told is None or blind or nearest_profile(told) is None else told
 
 
 class TileReport(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -42,6 +43,8 @@ class Options:
     overwrite : bool
     na, pixel_size_um, wavelength_um : float or None
         Of the optics, where the files do not say them.
+    blind : bool
+        Ignore what is said of the optics.
     """
 
     url: str | None = None
@@ -52,11 +55,13 @@ class Options:
     na: float | None = None
     pixel_size_um: float | None = None
     wavelength_um: float | None = None
+    blind: bool = False
 
     @property
-    def told(self) -> dict[str, float | None]:
-        """The optics by the names of their parameters."""
-        return {"na": self.na, "pixel_size_um": self.pixel_size_um, "wavelength_um": self.wavelength_um}
+    def told(self) -> dict[str, Any]:
+        """What is said of the optics, by the names of their parameters."""
+        names = ("na", "pixel_size_um", "wavelength_um", "blind")
+        return {name: value for name in names if (value := getattr(self, name))}
 
 
 def restore_files(source: Path, target: Path, options: Options, console: Console) -> None:
@@ -118,10 +123,8 @@ def _by_server(options: Options) -> RestoreFile:
 
     assert options.url is not None
     client = Client(options.url)
-    asked = {
-        "model": options.model, "modality": options.modality, "uncertainty": options.uncertainty or None, **options.told
-    }  # fmt: skip
-    query = {name: value for name, value in asked.items() if value is not None}
+    asked = {"model": options.model, "modality": options.modality, "uncertainty": options.uncertainty or None}
+    query = {name: value for name, value in asked.items() if value is not None} | options.told
     return lambda before, after: client.refocus_file(before, after, **query)
 
 

@@ -254,6 +254,9 @@ def test_told_optics_reach_the_model_and_are_said_back(new_store, config):
     # What the caller says wins, the file fills in the rest, and green light is assumed.
     said = client.post("/v1/refocus?na=1.4", content=ome).headers[headers.OPTICS]
     assert said == "na=1.4; wavelength_um=0.55; pixel_size_um=0.2"
+    # Told to ignore it, or with pixels that no such objective has.
+    for query in ("na=1.4&blind=true", "na=1.4&pixel_size_um=20"):
+        assert headers.OPTICS not in client.post(f"/v1/refocus?{query}", content=ome).headers
 
 
 def test_docs_models_and_metrics_answer(service, grey):
