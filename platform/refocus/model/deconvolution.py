@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refocus.model.inverse_filters import GAIN, ladder_positions, rungs_of, scaled_spectrum
+from refocus.model.inverse_filters import GAIN, Rungs, as_pairs, over_frequencies, rungs_in
 from refocus.optics.formation import mirrored
 from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder
 from refocus.optics.psf import fast_fft_length
@@ -85,22 +85,19 @@ class RichardsonLucy(nn.Module):
             `GAIN` times the result less the 2 x 2 means; 0 where the blur is below `FIRST_RADIUS_PX`.
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
-            rung = rungs_of(blur[:, 0, ::_FINE, ::_FINE].float())
-            profile = blur[:, 1, 0, 0].round().to(torch.int64)
-            lowest = rung.flatten(1).amin(1).floor().to(torch.int64)
-            highest = rung.flatten(1).amax(1).ceil().to(torch.int64)
-            plan = torch.stack([profile, lowest, highest], 1).tolist()
-            return torch.stack([self._changes(x[b].float(), rung[b], *plan[b]) for b in range(len(x))])
+            blur = blur[..., ::_FINE, ::_FINE]
+            plans = rungs_in(blur)
+            return torch.stack([self._changes(x[b].float(), blur[b, 0], plans[b]) for b in range(len(x))])
 
-    def _changes(self, image: Tensor, rung: Tensor, profile: int, lowest: int, highest: int) -> Tensor:
+    def _changes(self, image: Tensor, radius_px: Tensor, plan: Rungs) -> Tensor:
         means = F.avg_pool2d(image, _FINE)
         change = means.new_zeros(len(means), STAGES, *means.shape[-2:])
-        for number in range(max(lowest, 0), highest + 1):
+        for number in plan.numbers():
             if RADII_PX[number] < FIRST_RADIUS_PX:
                 continue
-            weight = (1.0 - (rung - number).abs()).clamp_min(0.0)
-            for stage, sharpening in enumerate(self._stages(image, means, profile, number)):
-                change[:, stage].addcmul_(sharpening, weight, value=GAIN)
+            weight = plan.weight(number, radius_px)
+            for stage, sharpening in enumerate(self._stages(image, means, plan.profile, number)):
+                change[:, stage] += sharpening * (GAIN * weight)
         return change.flatten(0, 1)
 
     def _stages(self, image: Tensor, means: Tensor, profile: int, number: int) -> tuple[Tensor, Tensor]:
@@ -173,22 +170,23 @@ class _Deconvolution:
         return self._through(light, self._focusing)[self._inside]
 
     def _through(self, light: Tensor, gain: Tensor) -> Tensor:
-        return torch.fft.irfft2(scaled_spectrum(torch.fft.rfft2(light), gain), s=self._size)
+        spectrum = torch.fft.rfft2(light)
+        torch.view_as_real(spectrum).mul_(gain)
+        return torch.fft.irfft2(spectrum, s=self._size)
 
 
 def _transfer(table: Tensor, side_px: int, reach: int, size: tuple[int, int]) -> Tensor:
-    """Radial transfer function over the frequencies of a field: of a kernel that ends at `reach` means.
+    """Radial transfer function over the frequencies of a field, `as_pairs`: of a kernel that ends at `reach` means.
 
     Read off the table for each size of field, it would differ by what lies between the table's columns; after many
     steps tiles of two sizes would show it.
     """
     grid = (_KERNEL_PX // side_px,) * 2
-    lower, share = ladder_positions(grid, table.device, side_px)
-    kernel = torch.fft.irfft2(torch.lerp(table[lower], table[lower + 1], share), s=grid)
+    kernel = torch.fft.irfft2(over_frequencies(table, grid, side_px), s=grid)
     kernel = kernel.roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
     placed = kernel.new_zeros(size)
     placed[: len(kernel), : len(kernel)] = kernel / kernel.sum()
-    return torch.fft.rfft2(placed.roll((-reach, -reach), (0, 1))).real
+    return as_pairs(torch.fft.rfft2(placed.roll((-reach, -reach), (0, 1))).real)
 
 
 def _finer(means: Tensor) -> Tensor:

@@ -321,7 +321,8 @@ class RandomDefocus:
         profile = ((h_z * h_0 + _EPSILON * fallback) / (h_0 * h_0 + _EPSILON)).clamp(-1.0, 1.0)
         profile = torch.where(plan.plain_psf[index].repeat_interleave(channels)[:, None], h_z, profile)
         half = self.input_px // 2 + 1
-        flat = torch.lerp(profile[:, self._lower], profile[:, self._lower + 1], self._fraction)
+        below, above = (profile.index_select(1, at) for at in (self._lower, self._lower + 1))
+        flat = torch.lerp(below, above, self._fraction)
         quarter = flat.reshape(-1, channels, half, half)
         # Frequencies below zero follow, from the most negative up; only rows have them.
         return torch.cat([quarter, quarter[:, :, 1:-1].flip(2)], dim=2)
