@@ -1,32 +1,24 @@
-"""How far out of focus, read off the image's own spectrum: no network, no training, no knowledge of the optics.
+"""How far out of focus an image is, window by window, without knowledge of the optics.
 
-Defocus leaves rings of zeros in the power spectrum, whose spacing is the blur. Each rung of
-:mod:`refocus.optics.ladder` is judged by its Whittle likelihood (Whittle 1953): a windowed spectrum P at frequency f
-is exponentially distributed about
-
-    S(f) = A (f^2 + k^2)^(-p / 2) |H(f)|^2 + N,
-
-a falling spectrum of natural images (Ruderman and Bialek 1994) seen through the transfer function H, over white
-noise N. Amplitude A is fitted for each rung, N is read beyond 0.46 cycles per pixel, and exponent p and knee k are
-averaged over: a rung that fits many plausible textures fairly well is likelier than one that fits an odd one best.
-On 256 px fields of 57 specimens the radius came out 1 to 5% off (median) from 7 to 35 px of blur; below 2 px sharp
-and slightly soft images look alike.
+Two things tell: the spectrum, where blur leaves rings of zeros (:mod:`refocus.model.blur_spectrum`), and light, which
+cannot be negative (:mod:`refocus.model.blur_light`). How often they are right stands in docs/networks.md; below 2 px
+sharp and slightly soft images look alike.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from refocus.optics.ladder import BLIND_PROFILES, FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
+from refocus.model.blur_light import support
+from refocus.model.blur_spectrum import rung_costs
+from refocus.model.normalisation import Normalisation, estimate
+from refocus.optics.ladder import RADII_PX
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,21 +30,8 @@ WINDOW_PX = 256
 _MOST_WINDOWS = 24
 #: Along each axis, for the choice of the profile, which is the same everywhere.
 _WINDOWS_FOR_PROFILE = 3
-_BINS = 256
-_NOISE_BINS = slice(118, 151)
-_FIRST_BIN, _FINE_UP_TO, _COARSE_STEP = 2, 40, 6
-_EXPONENTS = (2.0, 3.0, 4.0, 5.0)
-_KNEES = (0.0, 0.02, 0.04)
-#: How unlikely each is, in nats: from how often it fits best at the true blur, 75 training specimens out of focus.
-_TEXTURE_NATS = ((2.0, 2.2, 1.4), (1.1, 1.7, 1.3), (0.3, 0.4, 0.9), (2.5, 0.1, 0.0))
-#: Real spectra stray further from any of these than chance would, so a nat of fit counts as this many.
-_CREDENCE = 0.3
-#: A ring of a thousand frequencies is no thousand independent proofs: real spectra are not round.
-_MOST_PROOFS = 40.0
-_NEWTON_STEPS = 3
-#: Where the spectrum does not tell the profile from texture, the usual one: in nats, log-normal in the sampling.
-_USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
-_APERTURE_NATS = {0.4: 4.0, 0.75: 0.0}
+#: Along each axis, for what light can explain, which takes longer to find out.
+_WINDOWS_FOR_LIGHT = 2
 #: Neighbouring windows share what they know: rungs are chosen on log-likelihoods smoothed over this many windows.
 _SMOOTHING_WINDOWS = 0.75
 #: Fields whose windows differ by no more are evenly blurred.
@@ -89,33 +68,43 @@ class BlurEstimate:
         return np.stack([radius, np.full_like(radius, self.profile)]).astype(np.float32)
 
 
-def estimate_blur(plane: npt.NDArray[np.generic], *, profile: int | None = None) -> BlurEstimate:
+def estimate_blur(
+    plane: npt.NDArray[np.generic], *, normalisation: Normalisation | None = None, profile: int | None = None
+) -> BlurEstimate:
     """Estimate the blur of one plane.
 
     Parameters
     ----------
     plane : ndarray, shape [C, Y, X]
         Any numeric type and unit; colours are averaged. Read window by window: it may be a memory map.
+    normalisation : Normalisation, optional
+        What tells where no light is; otherwise the plane's own, of a specimen that shines.
     profile : int, optional
         Of the optics, where they are known (:func:`refocus.optics.ladder.nearest_profile`); otherwise the one of the
         first :data:`refocus.optics.ladder.BLIND_PROFILES` that fits best.
     """
     height, width = plane.shape[1:]
     rows, columns = min(height, WINDOW_PX), min(width, WINDOW_PX)
+    constants = normalisation or estimate(plane)
 
-    def judged(tops: list[int], lefts: list[int], profile: int | None) -> Tensor:
-        """Costs of windows, [rows, columns, profiles, radii]; a row of windows is in memory at a time."""
-        bands = []
+    def bands(tops: list[int], lefts: list[int]) -> Iterator[Tensor]:
+        """Windows [columns, h, w]; a row of them is in memory at a time."""
         for top in tops:
-            windows = [np.asarray(plane[:, top : top + rows, x : x + columns], np.float32).mean(0) for x in lefts]
-            bands.append(rung_costs(torch.from_numpy(np.stack(windows)), profile=profile))
-        return torch.stack(bands)
+            windows = [constants.apply(plane[:, top : top + rows, x : x + columns]).mean(0) for x in lefts]
+            yield torch.from_numpy(np.stack(windows))
 
     if profile is None:
-        top, left = (_starts(size, _WINDOWS_FOR_PROFILE) for size in (height, width))
-        profile = int(judged(top, left, None).amin(-1).sum((0, 1)).argmin())
-    tops, lefts = (_starts(size, _MOST_WINDOWS) for size in (height, width))
-    costs = judged(tops, lefts, profile)[:, :, 0]
+        places = _places(plane, _WINDOWS_FOR_PROFILE)
+        profile = int(torch.stack([rung_costs(band).amin(-1).sum(0) for band in bands(*places)]).sum(0).argmin())
+    tops, lefts = _places(plane, _MOST_WINDOWS)
+    costs = torch.stack([rung_costs(band, profile=profile)[:, 0] for band in bands(tops, lefts)])
+    few = _places(plane, _WINDOWS_FOR_LIGHT)
+    gains = torch.stack([_supports(band, profile) for band in bands(*few)])
+    nearest = [
+        [min(range(len(known)), key=lambda place: abs(known[place] - start)) for start in starts]
+        for known, starts in zip(few, (tops, lefts), strict=True)
+    ]
+    costs = costs - gains[nearest[0]][:, nearest[1]]
     chosen = _smoothed(costs).argmin(-1)
     if chosen.max() - chosen.min() <= _EVEN_RUNGS:
         # No more than the estimate's own error: one filter for all is better than a patchwork of several.
@@ -128,69 +117,28 @@ def estimate_blur(plane: npt.NDArray[np.generic], *, profile: int | None = None)
     )
 
 
-def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
-    """Negative log-likelihood of each rung of the ladder, up to a constant of the window.
+def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
+    """Radius and profile that fit each whole image best, or its radius in a known profile.
 
     Parameters
     ----------
-    windows : Tensor, float32, shape [B, h, w]
-        In any unit.
+    images : Tensor, float32, shape [B, C, H, W]
+        Normalised.
     profile : int, optional
-        The only one to judge; otherwise the first :data:`refocus.optics.ladder.BLIND_PROFILES` are.
 
     Returns
     -------
-    Tensor, float32, shape [B, profiles, radii]
-        Zeros where a window is too small or too empty to tell.
+    Tensor, shape [B, 2]
     """
-    judged = slice(BLIND_PROFILES) if profile is None else slice(profile, profile + 1)
-    shape = (len(PROFILES[judged]), len(RADII_PX))
-    side = min(windows.shape[-2:])
-    if side < 32:
-        return windows.new_zeros(len(windows), *shape)
-    with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
-        seen = _spectra(windows.float())
-        rungs, slopes = _rung_tables(side)
-        rungs, slopes = rungs.to(windows.device), slopes.to(windows.device)
-        shapes = (rungs[judged].flatten(0, 1)[:, None] * slopes).flatten(0, 1)
-        misfit = torch.stack(
-            [_misfit(power, noise, seen.proofs, shapes) for power, noise in zip(seen.power, seen.noise, strict=True)]
-        )
-        unlikely = torch.tensor(_TEXTURE_NATS, device=windows.device).flatten()
-        costs = -torch.logsumexp(-_CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / _CREDENCE
-        if profile is None:
-            costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
-        costs = costs - costs.amin(-1, keepdim=True)
-        return torch.where(seen.empty[:, None], 0.0, costs).reshape(-1, *shape)
-
-
-def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Tensor:
-    """Negative log-likelihood of each shape of spectrum [S, bins] at its best amplitude, [S].
-
-    Newton steps on the amplitude's logarithm. With q the inverse of what is expected, the signal's share of it is
-    1 - noise q, so that sums over bins are products of q and of its square with two vectors.
-    """
-    low = slice(0, 6)
-    amplitude = (power * proofs)[low].sum() / (shapes[:, low] @ proofs[low]).clamp_min(1e-20)
-    weights = torch.stack([proofs, proofs * power], 1)
-    total = proofs.sum()
-    expected = torch.empty_like(shapes)
-    for _ in range(_NEWTON_STEPS):
-        inverse = torch.mul(shapes, amplitude[:, None], out=expected).add_(noise).reciprocal_()
-        once, seen_once = (inverse @ weights).unbind(1)
-        twice, seen_twice = (inverse.square_() @ weights).unbind(1)
-        slope = total - noise * once - seen_once + noise * seen_twice
-        curvature = (total - 2.0 * noise * once + noise.square() * twice).clamp_min(1e-9)
-        amplitude = amplitude * torch.exp((-slope / curvature).clamp(-1.5, 1.5))
-    torch.mul(shapes, amplitude[:, None], out=expected).add_(noise)
-    return expected.reciprocal() @ weights[:, 1] + expected.log_() @ proofs
-
-
-def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
-    """Radius and profile that fit each whole image [B, C, H, W] best, or its radius in a known profile: [B, 2]."""
-    best = rung_costs(images.mean(1), profile=profile).flatten(1).argmin(1)
-    radii = torch.tensor(RADII_PX, device=images.device)[best % len(RADII_PX)]
-    return torch.stack([radii, (best // len(RADII_PX) + (profile or 0)).to(radii)], 1)
+    windows = images.mean(1)
+    costs = rung_costs(windows, profile=profile)
+    best = []
+    for window, by_profile in zip(windows, costs, strict=True):
+        number = int(by_profile.amin(-1).argmin())
+        found = profile if profile is not None else number
+        rung = int((by_profile[number] - support(window, by_profile[number], found)).argmin())
+        best.append((RADII_PX[rung], float(found)))
+    return torch.tensor(best, device=images.device)
 
 
 def with_blur(images: Tensor, blur: Tensor) -> Tensor:
@@ -199,100 +147,16 @@ def with_blur(images: Tensor, blur: Tensor) -> Tensor:
     return torch.cat([images, planes], 1)
 
 
-class _Spectra(NamedTuple):
-    """Radial power spectra in units of their largest bin.
-
-    Attributes
-    ----------
-    power : Tensor, shape [B, bins]
-    noise : Tensor, shape [B]
-    proofs : Tensor, shape [bins]
-        Independent observations that a bin counts for.
-    empty : Tensor, bool, shape [B]
-        Nothing there but rounding.
-    """
-
-    power: Tensor
-    noise: Tensor
-    proofs: Tensor
-    empty: Tensor
+def _supports(windows: Tensor, profile: int) -> Tensor:
+    """What light says of the rungs of windows [B, h, w]: [B, radii]."""
+    costs = rung_costs(windows, profile=profile)[:, 0]
+    return torch.stack([support(window, known, profile) for window, known in zip(windows, costs, strict=True)])
 
 
-def _spectra(windows: Tensor) -> _Spectra:
-    height, width = windows.shape[-2:]
-    # Squares of squares would leave float32's range in units such as 1e-12.
-    windows = windows / windows.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
-    taper = (taper / taper.square().mean().sqrt()).to(windows.device)
-    level = (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()
-    power = torch.fft.rfft2((windows - level) * taper).abs().square() / (height * width)
-    bins, counts, groups = _radial_bins(height, width)
-    bins, counts, groups = bins.to(windows.device), counts.to(windows.device), groups.to(windows.device)
-    rings = power.new_zeros(len(windows), 182).index_add_(1, bins, power.flatten(1))[:, : len(counts)]
-    noise = rings[:, _NOISE_BINS].sum(1) / counts[_NOISE_BINS].sum().clamp_min(1.0)
-    count = counts @ groups
-    grouped = (rings @ groups) / count.clamp_min(1.0)
-    unit = grouped.amax(1, keepdim=True).clamp_min(1e-20)
-    # Below a millionth of the level there is rounding, not texture.
-    empty = unit[:, 0] <= 1e-12 * level[:, 0, 0].square()
-    proofs = count / (1.0 + count / _MOST_PROOFS)
-    return _Spectra(grouped / unit, (noise / unit[:, 0]).clamp_min(1e-9), proofs, empty)
-
-
-@lru_cache(maxsize=64)
-def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ring of each frequency, frequencies a ring, and which rings are judged together [rings, bins]."""
-    down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
-    ring = ((down[:, None].square() + across.square()).sqrt() * _BINS).round().to(torch.int64).flatten()
-    counts = torch.bincount(ring, minlength=182).float()[: _NOISE_BINS.stop]
-    edges = _edges()
-    groups = torch.zeros(_NOISE_BINS.stop, len(edges) - 1)
-    for number in range(len(edges) - 1):
-        groups[edges[number] : edges[number + 1], number] = 1.0
-    return ring, counts, groups
-
-
-def _edges() -> list[int]:
-    return [*range(_FIRST_BIN, _FINE_UP_TO), *range(_FINE_UP_TO, _NOISE_BINS.start + 1, _COARSE_STEP)]
-
-
-@lru_cache(maxsize=16)
-def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
-    """``|H|^2`` by rung [profiles, radii, bins] and slopes of natural spectra [priors, bins].
-
-    A window smears the spectrum by about its inverse side, which fills the zeros; so does the table.
-    """
-    fine = cycles_per_px()
-    power = blur_ladder().defocused.square().flatten(0, 1)
-    step = 0.5 / (FREQUENCIES - 1)
-    sigma = 0.7 / side_px / step
-    reach = max(1, math.ceil(3 * sigma))
-    offset = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offset / sigma).square())
-    mirrored = F.pad(power[:, None], (reach, reach), mode="reflect")
-    smeared = F.conv1d(mirrored, (kernel / kernel.sum())[None, None])[:, 0]
-    edges = torch.tensor(_edges(), dtype=torch.float32)
-    centres = 0.5 * (edges[:-1] + edges[1:] - 1.0) / _BINS
-    # A coarse bin sees the mean over its width.
-    spread = (edges[1:] - edges[:-1] - 1.0) / _BINS
-    samples = torch.stack([centres + spread * share for share in (-0.4, -0.2, 0.0, 0.2, 0.4)])
-    index = (samples / (fine[1] - fine[0])).round().to(torch.int64).clamp(max=FREQUENCIES - 1)
-    table = smeared[:, index].mean(1).reshape(len(PROFILES), len(RADII_PX), -1)
-    slopes = torch.stack(
-        [(centres.square() + knee**2) ** (-exponent / 2) for exponent in _EXPONENTS for knee in _KNEES]
-    )
-    return table, slopes / slopes[:, :1]
-
-
-def _unusual() -> Tensor:
-    """What each profile must make up for by its fit where the optics are not known, in nats."""
-    return torch.tensor(
-        [
-            _SAMPLING_NATS * (math.log(profile.sampling / _USUAL_SAMPLING) / _SAMPLING_SPREAD) ** 2
-            + _APERTURE_NATS[profile.numerical_aperture]
-            for profile in PROFILES[:BLIND_PROFILES]
-        ]
-    )
+def _places(plane: npt.NDArray[np.generic], most: int) -> tuple[list[int], list[int]]:
+    """First rows and first columns of at most so many windows along each axis."""
+    height, width = plane.shape[1:]
+    return _starts(height, most), _starts(width, most)
 
 
 def _starts(size: int, most: int) -> list[int]:

@@ -103,22 +103,36 @@ class RichardsonLucy(nn.Module):
     def _stages(self, image: Tensor, means: Tensor, profile: int, number: int) -> tuple[Tensor, Tensor]:
         """Changes of the 2 x 2 means [C, h, w] by the smooth and the fine stage, seen through the focused objective."""
         steps = schedule(RADII_PX[number])
-        optics = RADII_PX[number], self.defocused[profile, number], self.in_focus[profile]
+        radius_px, blurring, focusing = RADII_PX[number], self.defocused[profile, number], self.in_focus[profile]
         if not steps.coarse:
-            fine = _Deconvolution(means, _FINE, *optics)
-            smooth = fine.shown(fine.advanced(steps.smooth_fine)) - means
+            fine = Deconvolution(means, _FINE, radius_px, blurring)
+            smooth = fine.shown(fine.advanced(steps.smooth_fine), focusing) - means
         else:
             coarse_means = F.avg_pool2d(image, _COARSE)
-            coarse = _Deconvolution(coarse_means, _COARSE, *optics)
-            smooth = _finer(coarse.shown(coarse.advanced(steps.smooth_coarse)) - coarse_means)
-            fine = _Deconvolution(means, _FINE, *optics, start=_finer(coarse.advanced(steps.coarse)))
-        return smooth, fine.shown(fine.advanced(steps.fine)) - means
+            coarse = Deconvolution(coarse_means, _COARSE, radius_px, blurring)
+            smooth = _finer(coarse.shown(coarse.advanced(steps.smooth_coarse), focusing) - coarse_means)
+            fine = Deconvolution(means, _FINE, radius_px, blurring, start=_finer(coarse.advanced(steps.coarse)))
+        return smooth, fine.shown(fine.advanced(steps.fine), focusing) - means
 
 
-class _Deconvolution:
-    """Of the means of one image, with room around them for the light that came from outside; step by step.
+class Deconvolution:
+    """Of the means of an image, with room around them for the light that came from outside; step by step.
 
     It starts from the image itself, mirrored beyond its rims, where no other light is given.
+
+    Parameters
+    ----------
+    means : Tensor, float32, shape [C, h, w]
+        Of squares of the image.
+    side_px : int
+        Of these squares.
+    radius_px : float
+        Geometric radius of the blur, or of the widest one.
+    blurring : Tensor, shape [FREQUENCIES] or [K, FREQUENCIES]
+        Radial transfer function, or those of K hypotheses that are followed at once: what a single image [1, h, w]
+        becomes is [K, h, w] then.
+    start : Tensor, optional
+        Light to start from, with the room around it.
     """
 
     def __init__(
@@ -126,22 +140,19 @@ class _Deconvolution:
         means: Tensor,
         side_px: int,
         radius_px: float,
-        defocused: Tensor,
-        in_focus: Tensor,
+        blurring: Tensor,
         *,
         start: Tensor | None = None,
     ) -> None:
         height, width = means.shape[-2:]
         # Light comes from no further than the blur's radius and a few rings. Fine fields are twice coarse ones.
-        doubled = _COARSE // side_px
-        reach = doubled * math.ceil(1.2 * radius_px / _COARSE + 2)
+        doubled = max(1, _COARSE // side_px)
+        reach = doubled * math.ceil(1.2 * radius_px / (doubled * side_px) + 2)
         rows, columns = (doubled * fast_fft_length(math.ceil((n + 2 * reach) / doubled)) for n in (height, width))
-        self._size = rows, columns
+        self._side_px, self._reach, self._size = side_px, reach, (rows, columns)
         self._inside = (..., slice(reach, reach + height), slice(reach, reach + width))
-        self._blurring, self._focusing = (
-            _transfer(table, side_px, reach, self._size) for table in (defocused, in_focus)
-        )
-        known = means.new_zeros(1, *self._size)
+        self._blurring = self._transfer(blurring)
+        known = means.new_zeros(*blurring.shape[:-1] or (1,), *self._size)
         known[self._inside] = 1.0
         self._reaching = self._through(known, self._blurring).clamp_min(_LEAST_SEEN)
         light = means.clamp_min(0.0)
@@ -151,7 +162,7 @@ class _Deconvolution:
             start = light
             for axis, wanted in zip((-2, -1), self._size, strict=True):
                 start = start.index_select(axis, mirrored(start.shape[axis], wanted, reach, start.device))
-        self._found = self._ahead = start.clamp_min(_LEAST_LIGHT)
+        self._found = self._ahead = start.clamp_min(_LEAST_LIGHT).expand(max(len(known), len(light)), -1, -1)
         self._step = 0
 
     def advanced(self, steps: int) -> Tensor:
@@ -165,28 +176,35 @@ class _Deconvolution:
             self._step += 1
         return self._found
 
-    def shown(self, light: Tensor) -> Tensor:
+    def shown(self, light: Tensor, focusing: Tensor) -> Tensor:
         """What the objective shows of it in focus, without the room around."""
-        return self._through(light, self._focusing)[self._inside]
+        return self._through(light, self._transfer(focusing))[self._inside]
+
+    def unexplained(self) -> Tensor:
+        """Mean square of what is seen less what the light found so far would look like: [C] or [K]."""
+        left = self._seen[self._inside] - self._through(self._found, self._blurring)[self._inside]
+        return left.square().mean((-2, -1))
 
     def _through(self, light: Tensor, gain: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(light)
         torch.view_as_real(spectrum).mul_(gain)
         return torch.fft.irfft2(spectrum, s=self._size)
 
+    def _transfer(self, tables: Tensor) -> Tensor:
+        """Radial transfer functions over the frequencies of the field, `as_pairs`: of kernels that end at the reach.
 
-def _transfer(table: Tensor, side_px: int, reach: int, size: tuple[int, int]) -> Tensor:
-    """Radial transfer function over the frequencies of a field, `as_pairs`: of a kernel that ends at `reach` means.
-
-    Read off the table for each size of field, it would differ by what lies between the table's columns; after many
-    steps tiles of two sizes would show it.
-    """
-    grid = (_KERNEL_PX // side_px,) * 2
-    kernel = torch.fft.irfft2(over_frequencies(table, grid, side_px), s=grid)
-    kernel = kernel.roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
-    placed = kernel.new_zeros(size)
-    placed[: len(kernel), : len(kernel)] = kernel / kernel.sum()
-    return as_pairs(torch.fft.rfft2(placed.roll((-reach, -reach), (0, 1))).real)
+        Read off the table for each size of field, they would differ by what lies between the table's columns; after
+        many steps tiles of two sizes would show it.
+        """
+        if tables.ndim > 1:
+            return torch.stack([self._transfer(table) for table in tables])
+        grid = (_KERNEL_PX // self._side_px,) * 2
+        reach = self._reach
+        kernel = torch.fft.irfft2(over_frequencies(tables, grid, self._side_px), s=grid)
+        kernel = kernel.roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
+        placed = kernel.new_zeros(self._size)
+        placed[: len(kernel), : len(kernel)] = kernel / kernel.sum()
+        return as_pairs(torch.fft.rfft2(placed.roll((-reach, -reach), (0, 1))).real)
 
 
 def _finer(means: Tensor) -> Tensor:

@@ -178,7 +178,9 @@ class LoadedModel:
             pixels[...] = plane
             return blur
         repeated = channels // plane.shape[0]
-        blurred = estimate_blur(plane, profile=profile) if self.package.config.network.sees_blur else None
+        blurred = None
+        if self.package.config.network.sees_blur:
+            blurred = estimate_blur(plane, normalisation=constants, profile=profile)
 
         def read(window: Window) -> Float32:
             normalised = constants.apply(plane[(slice(None), *window)])

@@ -177,13 +177,14 @@ class PairMaker:
         Crops are smaller than the windows that whole images are judged by: their estimates alone would teach a network
         to trust too little.
         """
-        found = fitting_blur(pairs.image)
         if not self.augment:
-            return found
+            return fitting_blur(pairs.image)
         chance = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(int(s) ^ _HINT)) for s in seeds])
-        for row, (share, profile) in enumerate(zip(chance[:, 0].tolist(), profiles, strict=True)):
-            if share < _OPTICS_SHARE and profile != _UNKNOWN:
-                found[row] = fitting_blur(pairs.image[row : row + 1], profile=profile)[0]
+        known = [
+            profile if share < _OPTICS_SHARE and profile != _UNKNOWN else None
+            for share, profile in zip(chance[:, 0].tolist(), profiles, strict=True)
+        ]
+        found = torch.cat([fitting_blur(image[None], profile=at) for image, at in zip(pairs.image, known, strict=True)])
         chance = chance.to(self.device)
         error = torch.special.ndtri(chance[:, 1].clamp(0.01, 0.99)) * _ESTIMATE_ERROR
         rungs = torch.tensor(RADII_PX, device=self.device)

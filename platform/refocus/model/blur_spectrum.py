@@ -1,0 +1,194 @@
+"""How far out of focus, read off the image's own spectrum: no network, no training, no knowledge of the optics.
+
+Defocus leaves rings of zeros in the power spectrum, whose spacing is the blur. Each rung of
+:mod:`refocus.optics.ladder` is judged by its Whittle likelihood (Whittle 1953): a windowed spectrum P at frequency f
+is exponentially distributed about
+
+    S(f) = A (f^2 + k^2)^(-p / 2) |H(f)|^2 + N,
+
+a falling spectrum of natural images (Ruderman and Bialek 1994) seen through the transfer function H, over white
+noise N. Amplitude A is fitted for each rung, N is read beyond 0.46 cycles per pixel, and exponent p and knee k are
+averaged over: a rung that fits many plausible textures fairly well is likelier than one that fits an odd one best.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refocus.optics.ladder import BLIND_PROFILES, FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
+
+_BINS = 256
+_NOISE_BINS = slice(118, 151)
+_FIRST_BIN, _FINE_UP_TO, _COARSE_STEP = 2, 40, 6
+_EXPONENTS = (2.0, 3.0, 4.0, 5.0)
+_KNEES = (0.0, 0.02, 0.04)
+#: How unlikely each is, in nats: from how often it fits best at the true blur, 75 training specimens out of focus.
+_TEXTURE_NATS = ((2.0, 2.2, 1.4), (1.1, 1.7, 1.3), (0.3, 0.4, 0.9), (2.5, 0.1, 0.0))
+#: Real spectra stray further from any of these than chance would, so a nat of fit counts as this many.
+_CREDENCE = 0.3
+#: A ring of a thousand frequencies is no thousand independent proofs: real spectra are not round.
+_MOST_PROOFS = 40.0
+_NEWTON_STEPS = 3
+#: Where the spectrum does not tell the profile from texture, the usual one: in nats, log-normal in the sampling.
+_USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
+_APERTURE_NATS = {0.4: 4.0, 0.75: 0.0}
+
+
+def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
+    """Negative log-likelihood of each rung of the ladder, up to a constant of the window.
+
+    Parameters
+    ----------
+    windows : Tensor, float32, shape [B, h, w]
+        In any unit.
+    profile : int, optional
+        The only one to judge; otherwise the first :data:`refocus.optics.ladder.BLIND_PROFILES` are.
+
+    Returns
+    -------
+    Tensor, float32, shape [B, profiles, radii]
+        Zeros where a window is too small or too empty to tell.
+    """
+    judged = slice(BLIND_PROFILES) if profile is None else slice(profile, profile + 1)
+    shape = (len(PROFILES[judged]), len(RADII_PX))
+    side = min(windows.shape[-2:])
+    if side < 32:
+        return windows.new_zeros(len(windows), *shape)
+    with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
+        seen = _spectra(windows.float())
+        rungs, slopes = _rung_tables(side)
+        rungs, slopes = rungs.to(windows.device), slopes.to(windows.device)
+        shapes = (rungs[judged].flatten(0, 1)[:, None] * slopes).flatten(0, 1)
+        misfit = torch.stack(
+            [_misfit(power, noise, seen.proofs, shapes) for power, noise in zip(seen.power, seen.noise, strict=True)]
+        )
+        unlikely = torch.tensor(_TEXTURE_NATS, device=windows.device).flatten()
+        costs = -torch.logsumexp(-_CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / _CREDENCE
+        if profile is None:
+            costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
+        costs = costs - costs.amin(-1, keepdim=True)
+        return torch.where(seen.empty[:, None], 0.0, costs).reshape(-1, *shape)
+
+
+def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Tensor:
+    """Negative log-likelihood of each shape of spectrum [S, bins] at its best amplitude, [S].
+
+    Newton steps on the amplitude's logarithm. With q the inverse of what is expected, the signal's share of it is
+    1 - noise q, so that sums over bins are products of q and of its square with two vectors.
+    """
+    low = slice(0, 6)
+    amplitude = (power * proofs)[low].sum() / (shapes[:, low] @ proofs[low]).clamp_min(1e-20)
+    weights = torch.stack([proofs, proofs * power], 1)
+    total = proofs.sum()
+    expected = torch.empty_like(shapes)
+    for _ in range(_NEWTON_STEPS):
+        inverse = torch.mul(shapes, amplitude[:, None], out=expected).add_(noise).reciprocal_()
+        once, seen_once = (inverse @ weights).unbind(1)
+        twice, seen_twice = (inverse.square_() @ weights).unbind(1)
+        slope = total - noise * once - seen_once + noise * seen_twice
+        curvature = (total - 2.0 * noise * once + noise.square() * twice).clamp_min(1e-9)
+        amplitude = amplitude * torch.exp((-slope / curvature).clamp(-1.5, 1.5))
+    torch.mul(shapes, amplitude[:, None], out=expected).add_(noise)
+    return expected.reciprocal() @ weights[:, 1] + expected.log_() @ proofs
+
+
+class _Spectra(NamedTuple):
+    """Radial power spectra in units of their largest bin.
+
+    Attributes
+    ----------
+    power : Tensor, shape [B, bins]
+    noise : Tensor, shape [B]
+    proofs : Tensor, shape [bins]
+        Independent observations that a bin counts for.
+    empty : Tensor, bool, shape [B]
+        Nothing there but rounding.
+    """
+
+    power: Tensor
+    noise: Tensor
+    proofs: Tensor
+    empty: Tensor
+
+
+def _spectra(windows: Tensor) -> _Spectra:
+    height, width = windows.shape[-2:]
+    # Squares of squares would leave float32's range in units such as 1e-12.
+    windows = windows / windows.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
+    taper = (taper / taper.square().mean().sqrt()).to(windows.device)
+    level = (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()
+    power = torch.fft.rfft2((windows - level) * taper).abs().square() / (height * width)
+    bins, counts, groups = _radial_bins(height, width)
+    bins, counts, groups = bins.to(windows.device), counts.to(windows.device), groups.to(windows.device)
+    rings = power.new_zeros(len(windows), 182).index_add_(1, bins, power.flatten(1))[:, : len(counts)]
+    noise = rings[:, _NOISE_BINS].sum(1) / counts[_NOISE_BINS].sum().clamp_min(1.0)
+    count = counts @ groups
+    grouped = (rings @ groups) / count.clamp_min(1.0)
+    unit = grouped.amax(1, keepdim=True).clamp_min(1e-20)
+    # Below a millionth of the level there is rounding, not texture.
+    empty = unit[:, 0] <= 1e-12 * level[:, 0, 0].square()
+    proofs = count / (1.0 + count / _MOST_PROOFS)
+    return _Spectra(grouped / unit, (noise / unit[:, 0]).clamp_min(1e-9), proofs, empty)
+
+
+@lru_cache(maxsize=64)
+def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ring of each frequency, frequencies a ring, and which rings are judged together [rings, bins]."""
+    down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+    ring = ((down[:, None].square() + across.square()).sqrt() * _BINS).round().to(torch.int64).flatten()
+    counts = torch.bincount(ring, minlength=182).float()[: _NOISE_BINS.stop]
+    edges = _edges()
+    groups = torch.zeros(_NOISE_BINS.stop, len(edges) - 1)
+    for number in range(len(edges) - 1):
+        groups[edges[number] : edges[number + 1], number] = 1.0
+    return ring, counts, groups
+
+
+def _edges() -> list[int]:
+    return [*range(_FIRST_BIN, _FINE_UP_TO), *range(_FINE_UP_TO, _NOISE_BINS.start + 1, _COARSE_STEP)]
+
+
+@lru_cache(maxsize=16)
+def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
+    """``|H|^2`` by rung [profiles, radii, bins] and slopes of natural spectra [priors, bins].
+
+    A window smears the spectrum by about its inverse side, which fills the zeros; so does the table.
+    """
+    fine = cycles_per_px()
+    power = blur_ladder().defocused.square().flatten(0, 1)
+    step = 0.5 / (FREQUENCIES - 1)
+    sigma = 0.7 / side_px / step
+    reach = max(1, math.ceil(3 * sigma))
+    offset = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offset / sigma).square())
+    mirrored = F.pad(power[:, None], (reach, reach), mode="reflect")
+    smeared = F.conv1d(mirrored, (kernel / kernel.sum())[None, None])[:, 0]
+    edges = torch.tensor(_edges(), dtype=torch.float32)
+    centres = 0.5 * (edges[:-1] + edges[1:] - 1.0) / _BINS
+    # A coarse bin sees the mean over its width.
+    spread = (edges[1:] - edges[:-1] - 1.0) / _BINS
+    samples = torch.stack([centres + spread * share for share in (-0.4, -0.2, 0.0, 0.2, 0.4)])
+    index = (samples / (fine[1] - fine[0])).round().to(torch.int64).clamp(max=FREQUENCIES - 1)
+    table = smeared[:, index].mean(1).reshape(len(PROFILES), len(RADII_PX), -1)
+    slopes = torch.stack(
+        [(centres.square() + knee**2) ** (-exponent / 2) for exponent in _EXPONENTS for knee in _KNEES]
+    )
+    return table, slopes / slopes[:, :1]
+
+
+def _unusual() -> Tensor:
+    """What each profile must make up for by its fit where the optics are not known, in nats."""
+    return torch.tensor(
+        [
+            _SAMPLING_NATS * (math.log(profile.sampling / _USUAL_SAMPLING) / _SAMPLING_SPREAD) ** 2
+            + _APERTURE_NATS[profile.numerical_aperture]
+            for profile in PROFILES[:BLIND_PROFILES]
+        ]
+    )

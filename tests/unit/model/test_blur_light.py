@@ -1,0 +1,96 @@
+"""What light can explain: a corner at the blur's radius where the ground is dark, silence where nothing is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from refocus.model.blur_estimate import estimate_blur
+from refocus.model.blur_light import SMALLEST_WINDOW_PX, _beyond, support
+from refocus.model.blur_spectrum import rung_costs
+from refocus.model.normalisation import estimate
+from refocus.optics.ladder import RADII_PX, blur_ladder, nearest_profile
+from refocus.optics.psf import widefield_psf
+from refocus.optics.settings import OpticalSystem
+
+SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
+PROFILE = nearest_profile(SYSTEM) or 0
+SIDE_PX = 256
+
+
+def _nuclei(seed: int, *, ground: float = 0.0, count: int = 14) -> np.ndarray:
+    """Soft discs, all nearly of one size: their spectrum has rings of zeros of its own."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
+    image = np.full((SIDE_PX, SIDE_PX), ground)
+    for _ in range(count):
+        away = np.hypot(y - rng.uniform(0, SIDE_PX), x - rng.uniform(0, SIDE_PX))
+        image += rng.uniform(0.5, 1.0) / (1.0 + np.exp((away - rng.uniform(11.0, 13.0)) / 1.5))
+    return image
+
+
+def _seen(sharp: np.ndarray, radius_px: float, photons: float = 1000.0) -> Tensor:
+    """Blurred by the wave-optical PSF, counted, and normalised as networks see it: [h, w]."""
+    psf = widefield_psf(SYSTEM, torch.tensor([SYSTEM.defocus_um_for(radius_px)]), size_px=192)[0]
+    psf = torch.nn.functional.pad(psf, (0, SIDE_PX - 192, 0, SIDE_PX - 192)).roll((-96, -96), (0, 1))
+    size = (SIDE_PX, SIDE_PX)
+    image = torch.fft.irfft2(torch.fft.rfft2(torch.from_numpy(sharp).float()) * torch.fft.rfft2(psf), s=size)
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.poisson(image.clamp_min(0.0) * photons, generator=generator).numpy()
+    return torch.from_numpy(estimate(counts).apply(counts))
+
+
+def _undecided(from_rung: int = 30) -> Tensor:
+    """A spectrum that only knows that it is out of focus."""
+    return torch.cat([torch.full((from_rung,), 20.0), torch.zeros(len(RADII_PX) - from_rung)])
+
+
+@pytest.mark.parametrize(("radius_px", "error"), [(16.0, 0.2), (20.0, 0.1), (25.0, 0.1), (31.0, 0.1), (36.0, 0.1)])
+def test_the_corner_is_at_the_radius(radius_px: float, error: float) -> None:
+    found = []
+    for seed in range(3):
+        gains = support(_seen(_nuclei(seed), radius_px), _undecided(), PROFILE)
+        assert float(gains.max()) > 5.0
+        found.append(RADII_PX[int(gains.argmax())])
+    assert abs(math.log(np.median(found) / radius_px)) < error, found
+
+
+def test_it_corrects_a_spectrum_that_takes_one_ring_for_another() -> None:
+    radius_px, by_spectrum, by_both = 28.0, [], []
+    for seed in range(8):
+        window = _seen(_nuclei(seed), radius_px)
+        by_spectrum.append(RADII_PX[int(rung_costs(window[None], profile=PROFILE)[0, 0].argmin())])
+        by_both.append(float(np.median(estimate_blur(window.numpy()[None], profile=PROFILE).radius_px)))
+    wrong = [sum(abs(math.log(found / radius_px)) > 0.1 for found in those) for those in (by_spectrum, by_both)]
+    assert wrong[0] >= 3, by_spectrum
+    assert wrong[1] <= wrong[0] // 3, by_both
+
+
+def test_nothing_is_said_where_nothing_can_be_known() -> None:
+    window = _seen(_nuclei(0), 25.0)
+    assert not support(window[: SMALLEST_WINDOW_PX - 1], _undecided(), PROFILE).any()
+    # A spectrum that sees no blur is believed.
+    assert not support(window, torch.arange(float(len(RADII_PX))), PROFILE).any()
+    # Rungs that it all but excludes stay excluded.
+    sure = torch.full((len(RADII_PX),), 200.0)
+    sure[45:48] = 0.0
+    assert not support(window, sure, PROFILE)[:45].any()
+    assert not support(window, sure, PROFILE)[48:].any()
+    assert not support(torch.zeros(SIDE_PX, SIDE_PX), _undecided(), PROFILE).any()
+
+
+def test_noise_alone_decides_nothing() -> None:
+    noise = torch.rand(SIDE_PX, SIDE_PX, generator=torch.Generator().manual_seed(0))
+    assert float(support(noise, _undecided(), PROFILE).max()) < 15.0
+
+
+@pytest.mark.parametrize("profile", [2, PROFILE, 18])
+def test_rungs_beyond_the_ladder_continue_it(profile: int) -> None:
+    ladder = blur_ladder().defocused[profile]
+    for number in (61, 63):
+        missed = (_beyond(ladder[:60], number) - ladder[number]).abs().max()
+        assert float(missed) < 0.2 * float((ladder[59] - ladder[number]).abs().max())
