@@ -26,21 +26,21 @@ SMALLEST_WINDOW_PX = 160
 class _Scale(NamedTuple):
     """Means that a range of rungs, from the first to before the end, is looked at on, and what a corner counts there.
 
-    Nats for each logarithm that the slope changes by: chosen on 24 specimens of the calibration split through five
-    objectives, where 15 to 30 and 20 to 45 did nearly as well.
+    Steps of deconvolution, and nats for each logarithm that the slope changes by: chosen on 24 specimens of the
+    calibration split through five objectives, where 15 to 30 and 20 to 45 nats did nearly as well.
     """
 
     side_px: int
     first: int
     end: int
+    steps: int
     nats: float
 
 
 #: From 10 px, and from 20 px on.
-_SCALES = (_Scale(4, 39, 51, 20.0), _Scale(8, 51, len(RADII_PX), 30.0))
+_SCALES = (_Scale(4, 39, 51, 12, 20.0), _Scale(8, 51, len(RADII_PX), 20, 30.0))
 #: Rungs on both sides between which the corner is measured.
 _SPAN = 3
-_STEPS = 20
 #: A corner is at most so sharp: logarithms of the unexplained light that its slope changes by.
 _SHARPEST = 2.0
 #: Where it rises by more than this before a rung, the corner was passed.
@@ -76,18 +76,18 @@ def support(window: Tensor, costs: Tensor, profile: int) -> Tensor:
         for scale in _SCALES:
             rungs = [number for number in plausible if scale.first <= number < scale.end]
             if rungs:
-                gains[rungs] = scale.nats * _corners(window, rungs, profile, scale.side_px).clamp(0.0, _SHARPEST)
+                gains[rungs] = scale.nats * _corners(window, rungs, profile, scale).clamp(0.0, _SHARPEST)
     return gains
 
 
-def _corners(window: Tensor, rungs: list[int], profile: int, side_px: int) -> Tensor:
+def _corners(window: Tensor, rungs: list[int], profile: int, scale: _Scale) -> Tensor:
     """Change of slope of the logarithm of what stays unexplained, at each rung."""
     looked_at = sorted({number + step for number in rungs for step in (-_SPAN, 0, _SPAN)})
     ladder = blur_ladder().defocused[profile].to(window.device)
     tables = torch.stack([_beyond(ladder, number) for number in looked_at])
-    means = F.avg_pool2d(window[None].float(), side_px)
-    light = Deconvolution(means, side_px, RADII_PX[0] * 1.06 ** looked_at[-1], tables)
-    light.advanced(_STEPS)
+    widest = RADII_PX[0] * (RADII_PX[1] / RADII_PX[0]) ** looked_at[-1]
+    light = Deconvolution(F.avg_pool2d(window[None].float(), scale.side_px), scale.side_px, widest, tables)
+    light.advanced(scale.steps)
     left = light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
     at = {number: left[place] for place, number in enumerate(looked_at)}
     before = torch.stack([at[number] - at[number - _SPAN] for number in rungs])
