@@ -18,7 +18,7 @@ from torch import Tensor
 from refocus.model.blur_light import support
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import Normalisation, estimate
-from refocus.optics.ladder import RADII_PX
+from refocus.optics.ladder import RADII_PX, RUNG_SHARES
 
 Float32 = npt.NDArray[np.float32]
 
@@ -108,9 +108,11 @@ def estimate_blur(
     chosen = _smoothed(costs).argmin(-1)
     if chosen.max() - chosen.min() <= _EVEN_RUNGS:
         # No more than the estimate's own error: one filter for all is better than a patchwork of several.
-        chosen = costs.sum((0, 1)).argmin().expand_as(chosen)
+        radii = torch.full(chosen.shape, _least_costly(costs.sum((0, 1))))
+    else:
+        radii = torch.tensor(RADII_PX)[chosen]
     return BlurEstimate(
-        np.asarray(RADII_PX, np.float32)[chosen.numpy()],
+        radii.numpy(),
         np.asarray(tops, np.float32) + 0.5 * (rows - 1),
         np.asarray(lefts, np.float32) + 0.5 * (columns - 1),
         profile,
@@ -136,8 +138,8 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     for window, by_profile in zip(windows, costs, strict=True):
         number = int(by_profile.amin(-1).argmin())
         found = profile if profile is not None else number
-        rung = int((by_profile[number] - support(window, by_profile[number], found)).argmin())
-        best.append((RADII_PX[rung], float(found)))
+        gained = support(window, by_profile[number], found)
+        best.append((_least_costly(by_profile[number] - gained), float(found)))
     return torch.tensor(best, device=images.device)
 
 
@@ -145,6 +147,17 @@ def with_blur(images: Tensor, blur: Tensor) -> Tensor:
     """Append radius and profile [B, 2] as planes to images [B, C, H, W]."""
     planes = blur.to(images)[:, :, None, None].expand(-1, -1, *images.shape[-2:])
     return torch.cat([images, planes], 1)
+
+
+def _least_costly(costs: Tensor) -> float:
+    """Radius in pixels at the lowest point of costs [radii]: of a parabola through the best rung and its neighbours."""
+    best = int(costs.argmin())
+    if not 0 < best < len(costs) - 1:
+        return RADII_PX[best]
+    below, lowest, above = costs[best - 1 : best + 2].tolist()
+    curvature = below - 2.0 * lowest + above
+    aside = round(RUNG_SHARES * 0.5 * (below - above) / curvature) / RUNG_SHARES if curvature > 0.0 else 0.0
+    return float(RADII_PX[best] * (RADII_PX[1] / RADII_PX[0]) ** aside)
 
 
 def _supports(windows: Tensor, profile: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refocus.model.deconvolution import Deconvolution
-from refocus.optics.ladder import RADII_PX, blur_ladder
+from refocus.optics.ladder import RADII_PX, blur_ladder, widened
 
 #: Smaller windows hold too little beside what came from outside.
 SMALLEST_WINDOW_PX = 160
@@ -41,6 +41,7 @@ class _Scale(NamedTuple):
 _SCALES = (_Scale(4, 39, 51, 12, 20.0), _Scale(8, 51, len(RADII_PX), 20, 30.0))
 #: Rungs on both sides between which the corner is measured.
 _SPAN = 3
+_RATIO = RADII_PX[1] / RADII_PX[0]
 #: A corner is at most so sharp: logarithms of the unexplained light that its slope changes by.
 _SHARPEST = 2.0
 #: Where it rises by more than this before a rung, the corner was passed.
@@ -85,7 +86,7 @@ def _corners(window: Tensor, rungs: list[int], profile: int, scale: _Scale) -> T
     looked_at = sorted({number + step for number in rungs for step in (-_SPAN, 0, _SPAN)})
     ladder = blur_ladder().defocused[profile].to(window.device)
     tables = torch.stack([_beyond(ladder, number) for number in looked_at])
-    widest = RADII_PX[0] * (RADII_PX[1] / RADII_PX[0]) ** looked_at[-1]
+    widest = RADII_PX[0] * _RATIO ** looked_at[-1]
     light = Deconvolution(F.avg_pool2d(window[None].float(), scale.side_px), scale.side_px, widest, tables)
     light.advanced(scale.steps)
     left = light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -97,11 +98,6 @@ def _corners(window: Tensor, rungs: list[int], profile: int, scale: _Scale) -> T
 
 
 def _beyond(ladder: Tensor, number: int) -> Tensor:
-    """Transfer function of a rung; of those that the ladder has not, its last one drawn together."""
+    """Transfer function of a rung; of those that the ladder has not, its last one widened."""
     last = len(ladder) - 1
-    if number <= last:
-        return ladder[number]
-    narrower = RADII_PX[1] ** (number - last) * torch.arange(ladder.shape[-1], device=ladder.device)
-    narrower = narrower.clamp(max=ladder.shape[-1] - 1)
-    lower = narrower.floor().long().clamp(max=ladder.shape[-1] - 2)
-    return torch.lerp(ladder[last, lower], ladder[last, lower + 1], narrower - lower)
+    return ladder[number] if number <= last else widened(ladder[last], _RATIO ** (number - last))

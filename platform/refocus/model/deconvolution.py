@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from refocus.model.inverse_filters import GAIN, Rungs, as_pairs, over_frequencies, rungs_in
 from refocus.optics.formation import mirrored
-from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder
+from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, widened
 from refocus.optics.psf import fast_fft_length
 
 #: Stages that a network sees: one that keeps noise low, one that reaches finer detail.
@@ -92,18 +92,21 @@ class RichardsonLucy(nn.Module):
     def _changes(self, image: Tensor, radius_px: Tensor, plan: Rungs) -> Tensor:
         means = F.avg_pool2d(image, _FINE)
         change = means.new_zeros(len(means), STAGES, *means.shape[-2:])
-        for number in plan.numbers():
+        for number, factor in plan.steps():
             if RADII_PX[number] < FIRST_RADIUS_PX:
                 continue
             weight = plan.weight(number, radius_px)
-            for stage, sharpening in enumerate(self._stages(image, means, plan.profile, number)):
+            blurring = widened(self.defocused[plan.profile, number], factor)
+            for stage, sharpening in enumerate(self._stages(image, means, plan.profile, number, blurring)):
                 change[:, stage] += sharpening * (GAIN * weight)
         return change.flatten(0, 1)
 
-    def _stages(self, image: Tensor, means: Tensor, profile: int, number: int) -> tuple[Tensor, Tensor]:
+    def _stages(
+        self, image: Tensor, means: Tensor, profile: int, number: int, blurring: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Changes of the 2 x 2 means [C, h, w] by the smooth and the fine stage, seen through the focused objective."""
         steps = schedule(RADII_PX[number])
-        radius_px, blurring, focusing = RADII_PX[number], self.defocused[profile, number], self.in_focus[profile]
+        radius_px, focusing = RADII_PX[number], self.in_focus[profile]
         if not steps.coarse:
             fine = Deconvolution(means, _FINE, radius_px, blurring)
             smooth = fine.shown(fine.advanced(steps.smooth_fine), focusing) - means

@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refocus.optics.formation import mirrored
-from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
+from refocus.optics.ladder import (
+    FREQUENCIES,
+    PROFILES,
+    RADII_PX,
+    RUNG_SHARES,
+    blur_ladder,
+    cycles_per_px,
+    widened,
+)
 from refocus.optics.psf import fast_fft_length
 
 #: How far light may have come from: filters end here.
@@ -26,7 +34,7 @@ REACH_PX = 128
 GAIN = 6.0
 _IN_FOCUS_FLOOR = 2.5e-3
 _GRID_PX = 320
-_SHARES = 64
+_RATIO = RADII_PX[1] / RADII_PX[0]
 
 
 class InverseFilters(nn.Module):
@@ -62,7 +70,8 @@ class InverseFilters(nn.Module):
         x : Tensor, shape [B, C, H, W]
         blur : Tensor, shape [B, 2, H, W]
             Geometric blur radius in pixels, and number of the profile (see :mod:`refocus.optics.ladder`), which is read
-            at the corner. Radii between two rungs get both filters' answers in proportion; below the first, less of it.
+            at the corner. Between two rungs an even blur gets the nearer one's filters, widened, and an uneven one both
+            rungs' answers in proportion; below the first, less of it.
 
         Returns
         -------
@@ -79,9 +88,9 @@ class InverseFilters(nn.Module):
         size = (fast_fft_length(height + 2 * REACH_PX), fast_fft_length(width + 2 * REACH_PX))
         spectrum = torch.fft.rfft2(_continued(image, size))
         change = image.new_zeros(channels, self.gains.shape[2], height, width)
-        for number in plan.numbers():
+        for number, factor in plan.steps():
             weight = plan.weight(number, radius_px)
-            for level, gain in enumerate(self.gains[plan.profile, number]):
+            for level, gain in enumerate(widened(self.gains[plan.profile, number], factor)):
                 shaped = as_pairs(over_frequencies(gain, size))
                 whole = torch.fft.irfft2(scaled_spectrum(spectrum, shaped), s=size)
                 kept = whole[..., REACH_PX : REACH_PX + height, REACH_PX : REACH_PX + width]
@@ -126,14 +135,17 @@ class Rungs(NamedTuple):
     lowest: float
     highest: float
 
-    def numbers(self) -> range:
-        """Rungs to filter by; below the first is no filter at all."""
-        return range(max(math.floor(self.lowest), 0), math.ceil(self.highest) + 1)
+    def steps(self) -> list[tuple[int, float]]:
+        """Rungs to filter by, and how many times as wide as theirs the blur is; below the first is no filter at all."""
+        if self.lowest == self.highest:
+            place = max(self.lowest, 0.0)
+            return [(round(place), _RATIO ** (place - round(place)))]
+        return [(number, 1.0) for number in range(max(math.floor(self.lowest), 0), math.ceil(self.highest) + 1)]
 
     def weight(self, number: int, radius_px: Tensor) -> Tensor | float:
         """How much a rung counts at each pixel of [h, w]; one number where the blur is the same everywhere."""
         if self.lowest == self.highest:
-            return max(0.0, 1.0 - abs(self.lowest - number))
+            return min(1.0, 1.0 + self.lowest)
         return (1.0 - (rungs_of(radius_px.float()) - number).abs()).clamp_min(0.0)
 
 
@@ -147,10 +159,9 @@ def rungs_in(blur: Tensor) -> list[Rungs]:
 
 def rungs_of(radius_px: Tensor) -> Tensor:
     """Position on the ladder; from -1, no filter, at 0 px in a straight line to 0 at the first rung."""
-    step = math.log(RADII_PX[1] / RADII_PX[0])
-    climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / step
+    climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / math.log(_RATIO)
     # A radius that is a rung must not ask for the next rung's filters, too, because of the last bit.
-    climbed = (climbed * _SHARES).round() / _SHARES
+    climbed = (climbed * RUNG_SHARES).round() / RUNG_SHARES
     return torch.where(radius_px < RADII_PX[0], radius_px / RADII_PX[0] - 1.0, climbed).clamp(max=len(RADII_PX) - 1)
 
 

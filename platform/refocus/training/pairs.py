@@ -24,7 +24,7 @@ _HINT = 0x2545F4914F6CDD1D
 #: Shares of training samples whose optics are told, and of those whose radius is told beside them.
 _OPTICS_SHARE, _RADIUS_SHARE = 0.6, 0.35
 #: Relative error of a told radius, as large as estimates have on whole images.
-_ESTIMATE_ERROR = 0.05
+_ESTIMATE_ERROR = 0.03
 _UNKNOWN = -1
 
 
@@ -187,10 +187,9 @@ class PairMaker:
         found = torch.cat([fitting_blur(image[None], profile=at) for image, at in zip(pairs.image, known, strict=True)])
         chance = chance.to(self.device)
         error = torch.special.ndtri(chance[:, 1].clamp(0.01, 0.99)) * _ESTIMATE_ERROR
-        rungs = torch.tensor(RADII_PX, device=self.device)
-        off = torch.log(rungs / (pairs.blur_radius_px.clamp_min(1.0) * error.exp())[:, None]).abs()
+        near = (pairs.blur_radius_px * error.exp()).clamp(RADII_PX[0], RADII_PX[-1])
         told = (chance[:, 0] < _RADIUS_SHARE) & pairs.blur_radius_px.isfinite()
-        return torch.stack([torch.where(told, rungs[off.argmin(1)], found[:, 0]), found[:, 1]], 1)
+        return torch.stack([torch.where(told, near, found[:, 0]), found[:, 1]], 1)
 
     def _renormalised(self, image: Tensor, target: Tensor, blur: Tensor, draws: Tensor) -> Pairs:
         """Give crops the scales and offsets that crops of whole images have.

@@ -64,11 +64,23 @@ def test_a_filter_reaches_no_further_than_it_says() -> None:
     assert answer[50 + REACH_PX + 2 :].abs().max() < 1e-2 * answer.abs().max()
 
 
-def test_radii_between_rungs_mix_their_filters() -> None:
+def test_uneven_radii_between_rungs_mix_their_filters() -> None:
     x, filters = _scene(96), InverseFilters(LEVELS)
     low, high = filters(x, _blur_planes(RADII_PX[30], 96, 96)), filters(x, _blur_planes(RADII_PX[31], 96, 96))
-    middle = filters(x, _blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96))
-    torch.testing.assert_close(middle, 0.5 * (low + high), atol=1e-4, rtol=0)  # a transform's rounding
+    planes = _blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96)
+    planes[:, 0, :, 48:] = RADII_PX[31]
+    mixed = filters(x, planes)
+    torch.testing.assert_close(mixed[..., :48], 0.5 * (low + high)[..., :48], atol=1e-4, rtol=0)  # rounding
+    torch.testing.assert_close(mixed[..., 48:], high[..., 48:], atol=1e-4, rtol=0)
+
+
+def test_an_even_radius_between_rungs_gets_a_filter_between_theirs() -> None:
+    x, filters = _scene(96), InverseFilters(LEVELS)
+    radii = RADII_PX[30], (RADII_PX[30] * RADII_PX[31]) ** 0.5, RADII_PX[31]
+    low, middle, high = (filters(x, _blur_planes(radius, 96, 96)) for radius in radii)
+    apart = float((high - low).square().mean())
+    assert 0.1 * apart < float((middle - low).square().mean()) < 0.6 * apart
+    assert 0.1 * apart < float((middle - high).square().mean()) < 0.6 * apart
 
 
 def test_each_place_gets_the_filter_of_its_own_radius() -> None:
