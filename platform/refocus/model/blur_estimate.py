@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from refocus.model.blur_light import support
+from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import Normalisation, estimate
-from refocus.optics.ladder import RADII_PX, RUNG_SHARES
+from refocus.optics.ladder import PROFILES, RADII_PX, RUNG_SHARES
 
 Float32 = npt.NDArray[np.float32]
 
@@ -36,6 +36,8 @@ _WINDOWS_FOR_LIGHT = 2
 _SMOOTHING_WINDOWS = 0.75
 #: Fields whose windows differ by no more are evenly blurred.
 _EVEN_RUNGS = 2
+#: By which one blur may differ through NA 0.4 and 0.75.
+_SAME_BLUR_RUNGS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +95,22 @@ def estimate_blur(
             windows = [constants.apply(plane[:, top : top + rows, x : x + columns]).mean(0) for x in lefts]
             yield torch.from_numpy(np.stack(windows))
 
+    few = _places(plane, _WINDOWS_FOR_LIGHT)
     if profile is None:
-        places = _places(plane, _WINDOWS_FOR_PROFILE)
-        profile = int(torch.stack([rung_costs(band).amin(-1).sum(0) for band in bands(*places)]).sum(0).argmin())
+        known = torch.cat([rung_costs(band) for band in bands(*_places(plane, _WINDOWS_FOR_PROFILE))])
+        contenders = _contenders(known, len(few[0]) * len(few[1]))
+        supports = {number: _Supports.of(bands(*few), number) for number in contenders}
+        profile = min(contenders, key=lambda number: contenders[number] - supports[number].worth)
+        supported = supports[profile]
+    else:
+        supported = _Supports.of(bands(*few), profile)
     tops, lefts = _places(plane, _MOST_WINDOWS)
     costs = torch.stack([rung_costs(band, profile=profile)[:, 0] for band in bands(tops, lefts)])
-    few = _places(plane, _WINDOWS_FOR_LIGHT)
-    gains = torch.stack([_supports(band, profile) for band in bands(*few)])
     nearest = [
         [min(range(len(known)), key=lambda place: abs(known[place] - start)) for start in starts]
         for known, starts in zip(few, (tops, lefts), strict=True)
     ]
-    costs = costs - gains[nearest[0]][:, nearest[1]]
+    costs = costs - supported.gains[nearest[0]][:, nearest[1]]
     chosen = _smoothed(costs).argmin(-1)
     if chosen.max() - chosen.min() <= _EVEN_RUNGS:
         # No more than the estimate's own error: one filter for all is better than a patchwork of several.
@@ -133,13 +139,12 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     Tensor, shape [B, 2]
     """
     windows = images.mean(1)
-    costs = rung_costs(windows, profile=profile)
     best = []
-    for window, by_profile in zip(windows, costs, strict=True):
-        number = int(by_profile.amin(-1).argmin())
-        found = profile if profile is not None else number
-        gained = support(window, by_profile[number], found)
-        best.append((_least_costly(by_profile[number] - gained), float(found)))
+    for window, costs in zip(windows, rung_costs(windows, profile=profile), strict=True):
+        rows = {profile: 0} if profile is not None else {number: number for number in _contenders(costs[None], 1)}
+        totals = {number: costs[row] - support(window, costs[row], number) for number, row in rows.items()}
+        number = min(totals, key=lambda contender: float(totals[contender].min()))
+        best.append((_least_costly(totals[number]), float(number)))
     return torch.tensor(best, device=images.device)
 
 
@@ -160,10 +165,41 @@ def _least_costly(costs: Tensor) -> float:
     return float(RADII_PX[best] * (RADII_PX[1] / RADII_PX[0]) ** aside)
 
 
-def _supports(windows: Tensor, profile: int) -> Tensor:
-    """What light says of the rungs of windows [B, h, w]: [B, radii]."""
-    costs = rung_costs(windows, profile=profile)[:, 0]
-    return torch.stack([support(window, known, profile) for window, known in zip(windows, costs, strict=True)])
+@dataclass(frozen=True, slots=True)
+class _Supports:
+    """What light says of the rungs of one profile, [rows, columns, radii], and by how much it lowers costs in all."""
+
+    gains: Tensor
+    worth: float
+
+    @classmethod
+    def of(cls, bands: Iterator[Tensor], profile: int) -> _Supports:
+        gains, worth = [], 0.0
+        for band in bands:
+            costs = rung_costs(band, profile=profile)[:, 0]
+            gained = torch.stack([support(*known, profile) for known in zip(band, costs, strict=True)])
+            gains.append(gained)
+            worth += float((costs.amin(-1) - (costs - gained).amin(-1)).sum())
+        return cls(torch.stack(gains), worth)
+
+
+def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
+    """Blind profiles that light may choose from, the likeliest first, and what they cost all windows by the spectrum.
+
+    They are the best one of each aperture, as far as light in so many windows could make up for its cost. `costs` are
+    [windows, profiles, radii].
+    """
+    by_profile, rungs = costs.amin(-1).sum(0), costs.sum(0).argmin(-1)
+    first, *others = by_profile.argsort().tolist()
+    # The same blur counts a few rungs more or less through another aperture: of blurs at the edge of what is looked at
+    # only the other one would be, and gain by it.
+    lowest_rung = FIRST_RUNG if rungs[first] >= FIRST_RUNG else FIRST_RUNG + _SAME_BLUR_RUNGS
+    best = {PROFILES[first].numerical_aperture: first}
+    for number in others:
+        within_reach = float(by_profile[number] - by_profile[first]) <= MOST_NATS * windows_for_light
+        if within_reach and rungs[number] >= lowest_rung:
+            best.setdefault(PROFILES[number].numerical_aperture, number)
+    return {number: float(by_profile[number]) for number in best.values()}
 
 
 def _places(plane: npt.NDArray[np.generic], most: int) -> tuple[list[int], list[int]]:

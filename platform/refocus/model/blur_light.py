@@ -24,26 +24,26 @@ SMALLEST_WINDOW_PX = 160
 
 
 class _Scale(NamedTuple):
-    """Means that a range of rungs, from the first to before the end, is looked at on, and what a corner counts there.
-
-    Steps of deconvolution, and nats for each logarithm that the slope changes by: chosen on 24 specimens of the
-    calibration split through five objectives, where 15 to 30 and 20 to 45 nats did nearly as well.
-    """
+    """Means that rungs, from the first to before the end, are looked at on, and after how many steps."""
 
     side_px: int
     first: int
     end: int
     steps: int
-    nats: float
 
 
+#: Narrower blurs, below 10 px, are the spectrum's matter.
+FIRST_RUNG = 39
 #: From 10 px, and from 20 px on.
-_SCALES = (_Scale(4, 39, 51, 12, 20.0), _Scale(8, 51, len(RADII_PX), 20, 30.0))
+_SCALES = (_Scale(4, FIRST_RUNG, 51, 12), _Scale(8, 51, len(RADII_PX), 20))
+#: What counts for a rung: nats for each logarithm of the unexplained light that the slope changes by, and of those at
+#: most so many. On 24 specimens of the calibration split through five objectives 15 to 30 nats did alike.
+_NATS, _SHARPEST = 20.0, 2.0
+#: No rung gains more in a window.
+MOST_NATS = _NATS * _SHARPEST
 #: Rungs on both sides between which the corner is measured.
 _SPAN = 3
 _RATIO = RADII_PX[1] / RADII_PX[0]
-#: A corner is at most so sharp: logarithms of the unexplained light that its slope changes by.
-_SHARPEST = 2.0
 #: Where it rises by more than this before a rung, the corner was passed.
 _STEEP, _STEEP_COUNTS = 0.6, 2.0
 #: Rungs that the spectrum finds less likely by more nats than this are not looked at.
@@ -77,7 +77,7 @@ def support(window: Tensor, costs: Tensor, profile: int) -> Tensor:
         for scale in _SCALES:
             rungs = [number for number in plausible if scale.first <= number < scale.end]
             if rungs:
-                gains[rungs] = scale.nats * _corners(window, rungs, profile, scale).clamp(0.0, _SHARPEST)
+                gains[rungs] = _NATS * _corners(window, rungs, profile, scale).clamp(0.0, _SHARPEST)
     return gains
 
 

@@ -63,8 +63,8 @@ def test_told_optics_find_blurs_that_look_like_others_through_usual_ones(
             found = estimate_blur(image, profile=known)
             errors[name] += abs(np.log(np.median(found.radius_px) / radius_px)) / 3.0
             assert (found.profile == profile) if known is not None else (found.profile < BLIND_PROFILES)
-    # Between two samplings of the steepest profiles a third and more remains.
-    assert errors["told"] < min(0.4, 0.7 * errors["blind"]), errors
+    # Between two samplings of the steepest profiles two fifths remain.
+    assert errors["told"] < min(0.45, 0.7 * errors["blind"]), errors
 
 
 def test_units_offset_and_type_change_nothing() -> None:
