@@ -18,7 +18,7 @@ from torch import Tensor
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import Normalisation, estimate
-from refocus.optics.ladder import PROFILES, RADII_PX, RUNG_SHARES
+from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_SHARES
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,6 +38,9 @@ _SMOOTHING_WINDOWS = 0.75
 _EVEN_RUNGS = 2
 #: By which one blur may differ through NA 0.4 and 0.75.
 _SAME_BLUR_RUNGS = 6
+#: From 20 px on steep apertures are told by their corners; below they look like NA 0.75 and a smaller radius, and
+#: were chosen wrongly as often as rightly.
+_FIRST_STEEP_RUNG = 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,8 @@ def estimate_blur(
     normalisation : Normalisation, optional
         What tells where no light is; otherwise the plane's own, of a specimen that shines.
     profile : int, optional
-        Of the optics, where they are known (:func:`refocus.optics.ladder.nearest_profile`); otherwise the one of the
-        first :data:`refocus.optics.ladder.BLIND_PROFILES` that fits best.
+        Of the optics, where they are known (:func:`refocus.optics.ladder.nearest_profile`); otherwise the one of
+        :data:`refocus.optics.ladder.BLIND_PROFILES` that fits best.
     """
     height, width = plane.shape[1:]
     rows, columns = min(height, WINDOW_PX), min(width, WINDOW_PX)
@@ -141,7 +144,8 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     windows = images.mean(1)
     best = []
     for window, costs in zip(windows, rung_costs(windows, profile=profile), strict=True):
-        rows = {profile: 0} if profile is not None else {number: number for number in _contenders(costs[None], 1)}
+        contenders = [profile] if profile is not None else list(_contenders(costs[None], 1))
+        rows = {number: 0 if profile is not None else BLIND_PROFILES.index(number) for number in contenders}
         totals = {number: costs[row] - support(window, costs[row], number) for number, row in rows.items()}
         number = min(totals, key=lambda contender: float(totals[contender].min()))
         best.append((_least_costly(totals[number]), float(number)))
@@ -189,17 +193,23 @@ def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
     They are the best one of each aperture, as far as light in so many windows could make up for its cost. `costs` are
     [windows, profiles, radii].
     """
-    by_profile, rungs = costs.amin(-1).sum(0), costs.sum(0).argmin(-1)
-    first, *others = by_profile.argsort().tolist()
+    by_profile = dict(zip(BLIND_PROFILES, costs.amin(-1).sum(0).tolist(), strict=True))
+    rungs = dict(zip(BLIND_PROFILES, costs.sum(0).argmin(-1).tolist(), strict=True))
+    likeliest = sorted(by_profile, key=lambda number: by_profile[number])
+    first = next(number for number in likeliest if not _is_steep(number))
     # The same blur counts a few rungs more or less through another aperture: of blurs at the edge of what is looked at
     # only the other one would be, and gain by it.
     lowest_rung = FIRST_RUNG if rungs[first] >= FIRST_RUNG else FIRST_RUNG + _SAME_BLUR_RUNGS
     best = {PROFILES[first].numerical_aperture: first}
-    for number in others:
-        within_reach = float(by_profile[number] - by_profile[first]) <= MOST_NATS * windows_for_light
-        if within_reach and rungs[number] >= lowest_rung:
+    for number in likeliest:
+        within_reach = by_profile[number] - by_profile[first] <= MOST_NATS * windows_for_light
+        if within_reach and rungs[number] >= (_FIRST_STEEP_RUNG if _is_steep(number) else lowest_rung):
             best.setdefault(PROFILES[number].numerical_aperture, number)
-    return {number: float(by_profile[number]) for number in best.values()}
+    return {number: by_profile[number] for number in best.values()}
+
+
+def _is_steep(number: int) -> bool:
+    return PROFILES[number].numerical_aperture > 0.8
 
 
 def _places(plane: npt.NDArray[np.generic], most: int) -> tuple[list[int], list[int]]:

@@ -37,7 +37,7 @@ _MOST_PROOFS = 40.0
 _NEWTON_STEPS = 3
 #: Where the spectrum does not tell the profile from texture, the usual one: in nats, log-normal in the sampling.
 _USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
-_APERTURE_NATS = {0.4: 4.0, 0.75: 0.0}
+_APERTURE_NATS = {0.4: 4.0, 0.75: 0.0, 0.88: 5.0}
 
 
 def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
@@ -48,15 +48,15 @@ def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
     windows : Tensor, float32, shape [B, h, w]
         In any unit.
     profile : int, optional
-        The only one to judge; otherwise the first :data:`refocus.optics.ladder.BLIND_PROFILES` are.
+        The only one to judge; otherwise :data:`refocus.optics.ladder.BLIND_PROFILES` are.
 
     Returns
     -------
     Tensor, float32, shape [B, profiles, radii]
         Zeros where a window is too small or too empty to tell.
     """
-    judged = slice(BLIND_PROFILES) if profile is None else slice(profile, profile + 1)
-    shape = (len(PROFILES[judged]), len(RADII_PX))
+    judged = list(BLIND_PROFILES) if profile is None else [profile]
+    shape = (len(judged), len(RADII_PX))
     side = min(windows.shape[-2:])
     if side < 32:
         return windows.new_zeros(len(windows), *shape)
@@ -189,6 +189,6 @@ def _unusual() -> Tensor:
         [
             _SAMPLING_NATS * (math.log(profile.sampling / _USUAL_SAMPLING) / _SAMPLING_SPREAD) ** 2
             + _APERTURE_NATS[profile.numerical_aperture]
-            for profile in PROFILES[:BLIND_PROFILES]
+            for profile in (PROFILES[number] for number in BLIND_PROFILES)
         ]
     )

@@ -6,7 +6,6 @@ import torch
 
 from refocus.data.batches import TileBatch
 from refocus.model.networks import NetworkConfig
-from refocus.optics.ladder import BLIND_PROFILES
 from refocus.optics.random_defocus import OpticsRange
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, sample_seed
@@ -14,6 +13,8 @@ from refocus.training.pairs import PairMaker, sample_seed
 CONFIG = TrainingConfig(
     name="t", crop_px=32, zoom=(0.8, 1.25), optics=OpticsRange(blur_radius_px=(0.0, 4.0)), renormalise_jitter=0.2
 )
+#: Profiles of NA 0.4 and 0.75 come first; steeper ones are never found in small crops.
+_OTHERS_FROM = 8
 
 
 def tiles(indices: list[int], *, sharp: bool, epoch: int = 0, radius_px: float = float("nan")) -> TileBatch:
@@ -81,7 +82,7 @@ def test_some_training_samples_are_told_their_optics_and_none_of_validation() ->
     told = PairMaker(config)(batch)
     assert told.estimated_blur is not None
     # Apertures like these are never found by looking.
-    from_optics = told.estimated_blur[:, 1] >= BLIND_PROFILES
+    from_optics = told.estimated_blur[:, 1] >= _OTHERS_FROM
     assert 0.3 < float(from_optics.float().mean()) < 0.9
     # In crops of 32 px only those whose radius is told know it.
     near = (told.estimated_blur[:, 0] / told.blur_radius_px.clamp_min(1.0)).log().abs() < 0.15
@@ -89,11 +90,11 @@ def test_some_training_samples_are_told_their_optics_and_none_of_validation() ->
     assert float(near[from_optics].float().mean()) > float(near[~from_optics].float().mean()) + 0.1
     blind = PairMaker(config, augment=False)(batch).estimated_blur
     assert blind is not None
-    assert (blind[:, 1] < BLIND_PROFILES).all()
+    assert (blind[:, 1] < _OTHERS_FROM).all()
     # Measured planes have no drawn optics.
     measured = PairMaker(config)(tiles([3, 4], sharp=False)).estimated_blur
     assert measured is not None
-    assert (measured[:, 1] < BLIND_PROFILES).all()
+    assert (measured[:, 1] < _OTHERS_FROM).all()
 
 
 def test_crops_lie_where_normalised_images_lie() -> None:
