@@ -13,7 +13,7 @@ from refocus.model.blur_estimate import estimate_blur
 from refocus.model.blur_light import SMALLEST_WINDOW_PX, _beyond, support
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import estimate
-from refocus.optics.ladder import RADII_PX, blur_ladder, nearest_profile
+from refocus.optics.ladder import PROFILES, RADII_PX, blur_ladder, nearest_profile
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
 
@@ -22,20 +22,20 @@ PROFILE = nearest_profile(SYSTEM) or 0
 SIDE_PX = 256
 
 
-def _nuclei(seed: int, *, ground: float = 0.0, count: int = 14) -> np.ndarray:
-    """Soft discs, all nearly of one size: their spectrum has rings of zeros of its own."""
+def _nuclei(seed: int, *, smallest_px: float = 11.0, largest_px: float = 13.0) -> np.ndarray:
+    """Soft discs, nearly of one size unless told: then their spectrum has rings of zeros of its own."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
-    image = np.full((SIDE_PX, SIDE_PX), ground)
-    for _ in range(count):
+    image = np.zeros((SIDE_PX, SIDE_PX))
+    for _ in range(14):
         away = np.hypot(y - rng.uniform(0, SIDE_PX), x - rng.uniform(0, SIDE_PX))
-        image += rng.uniform(0.5, 1.0) / (1.0 + np.exp((away - rng.uniform(11.0, 13.0)) / 1.5))
+        image += rng.uniform(0.5, 1.0) / (1.0 + np.exp((away - rng.uniform(smallest_px, largest_px)) / 1.5))
     return image
 
 
-def _seen(sharp: np.ndarray, radius_px: float, photons: float = 1000.0) -> Tensor:
+def _seen(sharp: np.ndarray, radius_px: float, photons: float = 1000.0, system: OpticalSystem = SYSTEM) -> Tensor:
     """Blurred by the wave-optical PSF, counted, and normalised as networks see it: [h, w]."""
-    psf = widefield_psf(SYSTEM, torch.tensor([SYSTEM.defocus_um_for(radius_px)]), size_px=192)[0]
+    psf = widefield_psf(system, torch.tensor([system.defocus_um_for(radius_px)]), size_px=192)[0]
     psf = torch.nn.functional.pad(psf, (0, SIDE_PX - 192, 0, SIDE_PX - 192)).roll((-96, -96), (0, 1))
     size = (SIDE_PX, SIDE_PX)
     image = torch.fft.irfft2(torch.fft.rfft2(torch.from_numpy(sharp).float()) * torch.fft.rfft2(psf), s=size)
@@ -68,6 +68,17 @@ def test_it_corrects_a_spectrum_that_takes_one_ring_for_another() -> None:
     wrong = [sum(abs(math.log(found / radius_px)) > 0.1 for found in those) for those in (by_spectrum, by_both)]
     assert wrong[0] >= 3, by_spectrum
     assert wrong[1] <= wrong[0] // 3, by_both
+
+
+@pytest.mark.parametrize(
+    ("aperture", "pixel_um", "known_as"), [(0.4, 0.5, 0.4), (0.75, 0.325, 0.75), (0.9, 0.16, 0.88)]
+)
+def test_it_tells_apertures_apart(aperture: float, pixel_um: float, known_as: float) -> None:
+    system = OpticalSystem(numerical_aperture=aperture, wavelength_um=0.525, pixel_size_um=pixel_um)
+    several = [_nuclei(seed, smallest_px=4.0, largest_px=20.0) for seed in range(5)]
+    found = [estimate_blur(_seen(nuclei, 30.0, system=system).numpy()[None]) for nuclei in several]
+    right = sum(PROFILES[blur.profile].numerical_aperture == known_as for blur in found)
+    assert right >= 4, [PROFILES[blur.profile] for blur in found]
 
 
 def test_nothing_is_said_where_nothing_can_be_known() -> None:
