@@ -38,6 +38,8 @@ _NEWTON_STEPS = 3
 #: Where the spectrum does not tell the profile from texture, the usual one: in nats, log-normal in the sampling.
 _USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
 _APERTURE_NATS = {0.4: 4.0, 0.75: 0.0, 0.88: 5.0}
+#: A spectrum to which all rungs are alike, to so many nats, must not say that its image is far out of focus.
+_LEAST_NATS = 10.0
 
 
 def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
@@ -72,8 +74,9 @@ def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
         costs = -torch.logsumexp(-_CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / _CREDENCE
         if profile is None:
             costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
-        costs = costs - costs.amin(-1, keepdim=True)
-        return torch.where(seen.empty[:, None], 0.0, costs).reshape(-1, *shape)
+        costs = (costs - costs.amin(-1, keepdim=True)).reshape(-1, *shape)
+        silent = (costs.amax(-1) - costs.amin(-1)).amax(-1) < _LEAST_NATS
+        return torch.where((seen.empty | silent)[:, None, None], 0.0, costs)
 
 
 def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Tensor:

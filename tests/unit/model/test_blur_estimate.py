@@ -111,3 +111,12 @@ def test_batches_are_judged_one_by_one() -> None:
     assert fitting_blur(images, profile=17)[:, 1].tolist() == [17.0, 17.0]
     assert rung_costs(images[:, 0]).shape == (2, len(BLIND_PROFILES), len(RADII_PX))
     assert with_blur(images, together).shape == (2, 3, 160, 160)
+
+
+def test_next_to_nothing_at_the_rim_says_nothing() -> None:
+    y, x = np.mgrid[:176, :176]
+    discs = sum(1.0 / (1.0 + np.exp(np.hypot(y - row, x - 176.0) - 5.0)) for row in (72, 88))
+    counts = np.random.default_rng(0).poisson(60.0 + 1500.0 * discs)
+    # All rungs fit alike, and of rungs that do the widest is not to be believed.
+    assert not rung_costs(torch.from_numpy(counts.astype(np.float32))[None]).any()
+    assert estimate_blur(counts[None]).radius_px.max() == RADII_PX[0]
