@@ -36,6 +36,9 @@ _WINDOWS_FOR_LIGHT = 2
 _SMOOTHING_WINDOWS = 0.75
 #: Fields whose windows differ by no more are evenly blurred.
 _EVEN_RUNGS = 2
+#: What light must say more for an unusual aperture that is not the likeliest, in nats a window: on calibration fields
+#: 0 to 12 choose alike, and dense sections need some 9.
+_USUAL_APERTURE, _CHANGE_NATS = 0.75, 10.0
 #: By which one blur may differ through NA 0.4 and 0.75.
 _SAME_BLUR_RUNGS = 6
 #: From 20 px on steep apertures are told by their corners; below they look like NA 0.75 and a smaller radius, and
@@ -144,10 +147,11 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     windows = images.mean(1)
     best = []
     for window, costs in zip(windows, rung_costs(windows, profile=profile), strict=True):
-        contenders = [profile] if profile is not None else list(_contenders(costs[None], 1))
+        contenders = {profile: 0.0} if profile is not None else _contenders(costs[None], 1)
         rows = {number: 0 if profile is not None else BLIND_PROFILES.index(number) for number in contenders}
         totals = {number: costs[row] - support(window, costs[row], number) for number, row in rows.items()}
-        number = min(totals, key=lambda contender: float(totals[contender].min()))
+        worth = {number: float(costs[row].min() - totals[number].min()) for number, row in rows.items()}
+        number = min(contenders, key=lambda contender: contenders[contender] - worth[contender])
         best.append((_least_costly(totals[number]), float(number)))
     return torch.tensor(best, device=images.device)
 
@@ -188,10 +192,10 @@ class _Supports:
 
 
 def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
-    """Blind profiles that light may choose from, the likeliest first, and what they cost all windows by the spectrum.
+    """Blind profiles that light may choose from, the likeliest first, and what they cost all windows without it.
 
     They are the best one of each aperture, as far as light in so many windows could make up for its cost. `costs` are
-    [windows, profiles, radii].
+    the spectrum's, [windows, profiles, radii].
     """
     by_profile = dict(zip(BLIND_PROFILES, costs.amin(-1).sum(0).tolist(), strict=True))
     rungs = dict(zip(BLIND_PROFILES, costs.sum(0).argmin(-1).tolist(), strict=True))
@@ -205,7 +209,9 @@ def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
         within_reach = by_profile[number] - by_profile[first] <= MOST_NATS * windows_for_light
         if within_reach and rungs[number] >= (_FIRST_STEEP_RUNG if _is_steep(number) else lowest_rung):
             best.setdefault(PROFILES[number].numerical_aperture, number)
-    return {number: by_profile[number] for number in best.values()}
+    changed = [n for n in best.values() if n != first and PROFILES[n].numerical_aperture != _USUAL_APERTURE]
+    price = _CHANGE_NATS * windows_for_light
+    return {number: by_profile[number] + (price if number in changed else 0.0) for number in best.values()}
 
 
 def _is_steep(number: int) -> bool:
