@@ -55,13 +55,15 @@ def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
     Returns
     -------
     Tensor, float32, shape [B, profiles, radii]
-        Zeros where a window is too small or too empty to tell.
+        All radii alike where a window is too small or too empty to tell.
     """
     judged = list(BLIND_PROFILES) if profile is None else [profile]
     shape = (len(judged), len(RADII_PX))
     side = min(windows.shape[-2:])
+    # Of all that fit alike the usual profile: others are what networks have seen least of.
+    alike = _unusual().to(windows) if profile is None else windows.new_zeros(1)
     if side < 32:
-        return windows.new_zeros(len(windows), *shape)
+        return alike[:, None].expand(len(windows), *shape)
     with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
         seen = _spectra(windows.float())
         rungs, slopes = _rung_tables(side)
@@ -75,8 +77,8 @@ def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
         if profile is None:
             costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
         costs = (costs - costs.amin(-1, keepdim=True)).reshape(-1, *shape)
-        silent = (costs.amax(-1) - costs.amin(-1)).amax(-1) < _LEAST_NATS
-        return torch.where((seen.empty | silent)[:, None, None], 0.0, costs)
+        silent = seen.empty | ((costs.amax(-1) - costs.amin(-1)).amax(-1) < _LEAST_NATS)
+        return torch.where(silent[:, None, None], alike[:, None], costs)
 
 
 def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Tensor:
