@@ -7,7 +7,7 @@ overlapping tiles of one image agree. All start as the identity: an untrained ne
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -55,6 +55,9 @@ class NetworkConfig(BaseModel):
         with; the U-Nets see what they would change beside the image, and the blur itself. Needs an `unshuffle` of 2.
     deconvolution : bool
         Whether the U-Nets see two stages of Richardson-Lucy (:mod:`refocus.model.deconvolution`), likewise.
+    guided : bool
+        Whether U-Nets of 3 channels restore each colour by the same weights, and see the mean of all beside it. Colours
+        of one specimen have noise of their own and structures in common. A network of one channel can start it.
 
     Examples
     --------
@@ -73,6 +76,7 @@ class NetworkConfig(BaseModel):
     unshuffle: Literal[1, 2, 4] = 2
     noise_levels: tuple[tuple[PositiveFloat, PositiveFloat], ...] = ()
     deconvolution: bool = False
+    guided: bool = False
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
@@ -84,12 +88,24 @@ class NetworkConfig(BaseModel):
             )
         if self.sees_blur and (self.unshuffle != 2 or self.architecture == "deep_r"):
             raise ValueError("what undoes the estimated blur enters U-Nets with an unshuffle of 2 alone, not this one.")
+        if self.guided and (self.channels != 3 or self.architecture == "deep_r"):
+            raise ValueError("guided are U-Nets of 3 channels alone: one channel has no other colours to learn from.")
         return self
 
     @property
     def sees_blur(self) -> bool:
         """Whether the image's own estimated blur is part of the input."""
         return bool(self.noise_levels) or self.deconvolution
+
+    @property
+    def trunk_channels(self) -> int:
+        """Channels that pass through the trunk at once."""
+        return 1 if self.guided else self.channels
+
+    @property
+    def proposals(self) -> int:
+        """What undoes the blur of one channel, in so many versions."""
+        return len(self.noise_levels) + STAGES * self.deconvolution
 
     @property
     def stride_px(self) -> int:
@@ -178,8 +194,8 @@ class _Heads(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.unshuffle = config.unshuffle
-        self.answers = 2 * config.channels * config.unshuffle**2
-        proposals = len(config.noise_levels) + STAGES * config.deconvolution
+        self.answers = 2 * config.trunk_channels * config.unshuffle**2
+        proposals = (1 + config.guided) * config.proposals
         self.pixels = nn.Conv2d(config.widths[0], self.answers + proposals, 3, padding=1)
         nn.init.zeros_(self.pixels.weight)
         assert self.pixels.bias is not None
@@ -213,7 +229,7 @@ class _UNet(nn.Module):
         block = NafBlock if config.architecture == "nafnet" else ResidualBlock
         widths = config.widths
         seen = config.unshuffle**2 * (1 + len(config.noise_levels)) + STAGES * config.deconvolution
-        seen = config.channels * seen + (BLUR_PLANES if config.sees_blur else 0)
+        seen = (config.trunk_channels + config.guided) * seen + (BLUR_PLANES if config.sees_blur else 0)
         self.entrance = nn.Conv2d(seen, widths[0], 3, padding=1)
         self.filters = InverseFilters(config.noise_levels) if config.noise_levels else None
         self.deconvolution = RichardsonLucy() if config.deconvolution else None
@@ -233,19 +249,32 @@ class _UNet(nn.Module):
 
     def forward(self, given: Tensor) -> Prediction:
         padded, blur = given[:, : self.config.channels], given[:, self.config.channels :]
-        features = [F.pixel_unshuffle(padded, self.config.unshuffle)]
-        changes: list[Tensor] = []
-        # Proposals for one channel lie beside each other.
-        if self.filters is not None:
-            proposed = self.filters(padded, blur)
-            features.append(F.pixel_unshuffle(proposed, 2))
-            changes += proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
+        if not self.config.guided:
+            return self._refocused(self._evidence(padded, blur), blur)
+        if not self.training and bool((padded == padded[:, :1]).all()):
+            # A grey image, repeated: one of them says it all.
+            padded = padded[:, :1]
+        colours = padded.shape[1]
+        own = self._evidence(padded, blur).each_channel()
+        mean = self._evidence(padded.mean(1, keepdim=True), blur).repeated(colours)
+        answer = self._refocused(own, blur.repeat_interleave(colours, 0), mean)
+        image, log_scale, radius = (part.reshape(-1, colours, *part.shape[-2:]) for part in answer)
+        size = (-1, self.config.channels, -1, -1)
+        return Prediction(image.expand(size), log_scale.expand(size), radius.mean(1, keepdim=True))
+
+    def _evidence(self, image: Tensor, blur: Tensor) -> _Evidence:
+        seen = [module for module in (self.filters, self.deconvolution) if module is not None]
+        return _Evidence(image, tuple(module(image, blur) for module in seen))
+
+    def _refocused(self, own: _Evidence, blur: Tensor, guide: _Evidence | None = None) -> Prediction:
+        features = own.features(self.config.unshuffle)
         if self.config.sees_blur:
-            features.append(blur_features(blur[..., ::2, ::2]))
-        if self.deconvolution is not None:
-            proposed = self.deconvolution(padded, blur)
-            features.append(proposed)
-            changes += proposed.unflatten(1, (padded.shape[1], -1)).unbind(2)
+            # Where trained weights expect it: between the linear versions and those of Richardson-Lucy.
+            features.insert(1 + bool(self.config.noise_levels), blur_features(blur[..., ::2, ::2]))
+        changes = own.changes()
+        if guide is not None:
+            features += guide.features(self.config.unshuffle)
+            changes += guide.changes()
         x = self.entrance(torch.cat(features, 1).contiguous(memory_format=torch.channels_last))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
@@ -255,7 +284,40 @@ class _UNet(nn.Module):
         bottom = x = self.middle(x)
         for up, decoder, skip in zip(reversed(self.ups), reversed(self.decoders), reversed(skips), strict=True):
             x = decoder(F.pixel_shuffle(up(x), 2) + skip)
-        return self.heads(x, bottom, padded, changes)
+        return self.heads(x, bottom, own.image, changes)
+
+
+class _Evidence(NamedTuple):
+    """Images [B, C, H, W], and what undoing their blur would change: versions for one channel lie side by side.
+
+    The linear versions come at full size, those of Richardson-Lucy at half of it a side.
+    """
+
+    image: Tensor
+    proposed: tuple[Tensor, ...]
+
+    def each_channel(self) -> _Evidence:
+        """Every channel as an image of its own."""
+        channels = self.image.shape[1]
+        image = self.image.reshape(-1, 1, *self.image.shape[-2:])
+        proposed = [part.reshape(-1, part.shape[1] // channels, *part.shape[-2:]) for part in self.proposed]
+        return _Evidence(image, tuple(proposed))
+
+    def repeated(self, times: int) -> _Evidence:
+        """Every image so many times."""
+        proposed = [part.repeat_interleave(times, 0) for part in self.proposed]
+        return _Evidence(self.image.repeat_interleave(times, 0), tuple(proposed))
+
+    def features(self, unshuffle: int) -> list[Tensor]:
+        """All of it at the size of a trunk's finest features."""
+        wanted = self.image.shape[-1] // unshuffle
+        parts = (self.image, *self.proposed)
+        return [F.pixel_unshuffle(part, part.shape[-1] // wanted) for part in parts]
+
+    def changes(self) -> list[Tensor]:
+        """One for each version, [B, C, H, W] or half of that a side."""
+        versions = [part.shape[1] // self.image.shape[1] for part in self.proposed]
+        return [part[:, v::n] for part, n in zip(self.proposed, versions, strict=True) for v in range(n)]
 
 
 def blur_features(blur: Tensor) -> Tensor:
@@ -393,6 +455,24 @@ def build_network(config: NetworkConfig) -> RefocusNetwork:
     Weights come from torch's global generator: seed it first where they must repeat.
     """
     return RefocusNetwork(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def guided_start(network: RefocusNetwork, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with which a guided network does to each colour what a network of one channel did, guide or not.
+
+    Parameters
+    ----------
+    network : RefocusNetwork
+        Guided.
+    weights : mapping of str to Tensor
+        Of a network that differs from it in `channels` and `guided` alone.
+    """
+    started = {}
+    for name, wanted in network.state_dict().items():
+        started[name] = torch.zeros_like(wanted)
+        # What the guide adds comes last, among inputs as among outputs.
+        started[name][tuple(slice(length) for length in weights[name].shape)] = weights[name]
+    return started
 
 
 def receptive_radius_px(config: NetworkConfig) -> int:

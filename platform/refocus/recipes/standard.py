@@ -56,12 +56,12 @@ def fluorescence_small() -> TrainingConfig:
 
 
 def brightfield() -> TrainingConfig:
-    """Stained sections in RGB: colours share one defocus and help one another."""
+    """Stained sections in RGB: colours share one defocus, and each is guided by the mean of all."""
     return fluorescence().model_copy(
         update={
             "name": "brightfield",
             "modality": "brightfield",
-            "network": _network(channels=3),
+            "network": _network(channels=3, guided=True),
         }
     )
 

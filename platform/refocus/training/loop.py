@@ -27,7 +27,7 @@ from refocus.errors import ModelUnfit, NonFiniteLoss
 from refocus.model import losses
 from refocus.model.blur_estimate import with_blur
 from refocus.model.checkpoint import ModelPackage
-from refocus.model.networks import Discriminator, Prediction, RefocusNetwork, build_network
+from refocus.model.networks import Discriminator, Prediction, RefocusNetwork, build_network, guided_start
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, Pairs
 
@@ -405,10 +405,14 @@ def initial_network(config: TrainingConfig) -> RefocusNetwork:
     if config.initial_weights is not None:
         kind, _, name = config.initial_weights.partition(":")
         package = ModelPackage.bundled(name) if kind == "bundled" else ModelPackage.load(config.initial_weights)
-        if package.config.network != config.network:
+        given, wanted = package.config.network, config.network
+        if wanted.guided and given == wanted.model_copy(update={"channels": 1, "guided": False}):
+            network.load_state_dict(guided_start(network, package.weights))
+            return network
+        if given != wanted:
             raise ModelUnfit(
-                f"initial_weights {config.initial_weights!r} is a network {package.config.network}, and recipe "
-                f"{config.name!r} trains {config.network}. Take the network from the package, or start from None."
+                f"initial_weights {config.initial_weights!r} is a network {given}, and recipe "
+                f"{config.name!r} trains {wanted}. Take the network from the package, or start from None."
             )
         network.load_state_dict(package.weights)
     return network

@@ -99,6 +99,7 @@ class PairMaker:
         # What decides is read before the batch moves: each look at an accelerator's memory waits for its queue.
         keys = zip(batch.epoch.tolist(), batch.index.tolist(), strict=True)
         is_sharp = [bool(sharp) for sharp in batch.is_sharp.tolist()]
+        grey = [row for row, tile in enumerate(batch.pixels) if channels > 1 and bool((tile == tile[:1]).all())]
         batch = batch.to(self.device)
         seeds = torch.tensor([sample_seed(self.config.seed, epoch, index) for epoch, index in keys])
         draws = torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
@@ -114,6 +115,8 @@ class PairMaker:
             zooms.append(zoom)
         zoomed = torch.tensor(zooms, device=self.device)
         image, in_focus, blur, profiles = self._defocused(batch, is_sharp, pixels, target, seeds, zoomed)
+        # Grey tiles are repeated for networks of colours, and were seen by one sensor, with one noise.
+        image[grey] = image[grey, :1]
         pairs = self._renormalised(image, in_focus, blur, draws.to(self.device))
         if not self.config.network.sees_blur:
             return pairs

@@ -6,12 +6,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from refocus.model.blur_estimate import with_blur
 from refocus.model.networks import (
     LOG_SCALE_LIMITS,
     Architecture,
     Discriminator,
     NetworkConfig,
     build_network,
+    guided_start,
     pad_to_multiple,
     receptive_radius_px,
 )
@@ -39,6 +41,9 @@ ALL = [
     tiny(channels=3),
     tiny(**FILTERED),
     tiny("nafnet", channels=3, **FILTERED),
+    tiny(channels=3, guided=True),
+    tiny(channels=3, guided=True, deconvolution=True),
+    tiny("nafnet", channels=3, guided=True, **FILTERED),
 ]
 
 
@@ -97,6 +102,35 @@ def test_mirrored_rims_end_where_the_image_does() -> None:
     assert pad_to_multiple(wide, 8)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
 
 
+def test_a_guided_network_starts_as_one_of_one_channel_on_each_colour() -> None:
+    torch.manual_seed(8)
+    one = _stirred(tiny(**FILTERED))
+    guided = build_network(tiny(channels=3, guided=True, **FILTERED)).eval()
+    guided.load_state_dict(guided_start(guided, one.state_dict()))
+    colours, blur = torch.rand(2, 3, 48, 64), torch.tensor([[4.0, 5.0], [9.0, 1.0]])
+    with torch.inference_mode():
+        together = guided(with_blur(colours, blur))
+        alone = [one(with_blur(colours[:, c : c + 1], blur)) for c in range(3)]
+    torch.testing.assert_close(together.image, torch.cat([a.image for a in alone], 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.log_scale, torch.cat([a.log_scale for a in alone], 1), atol=1e-4, rtol=0)
+    mean = torch.stack([a.blur_radius_px for a in alone]).mean(0)
+    torch.testing.assert_close(together.blur_radius_px, mean, atol=1e-4, rtol=0)
+
+
+def test_colours_guide_one_another_and_a_grey_image_itself() -> None:
+    network = _stirred(tiny(channels=3, guided=True, **FILTERED))
+    colours, blur = torch.rand(1, 3, 48, 64), torch.tensor([[4.0, 5.0]])
+    with torch.inference_mode():
+        before = network(with_blur(colours, blur)).image
+        after = network(with_blur(colours * torch.tensor([1.0, 1.0, 0.5])[:, None, None], blur)).image
+        assert (before[:, 0] - after[:, 0]).abs().max() > 1e-3
+        grey = colours[:, :1].expand(-1, 3, -1, -1)
+        repeated = network(with_blur(grey, blur))
+        assert torch.equal(repeated.image[:, 0], repeated.image[:, 2])
+        # One colour was enough; all three, as training sees them, say the same.
+        torch.testing.assert_close(repeated.image, network.train()(with_blur(grey, blur)).image, atol=1e-5, rtol=0)
+
+
 def test_a_discriminator_gives_one_score_an_image() -> None:
     assert Discriminator(channels=3, width=4)(torch.rand(5, 3, 48, 64)).shape == (5,)
 
@@ -111,6 +145,8 @@ def test_a_discriminator_gives_one_score_an_image() -> None:
         {"architecture": "deep_r", "noise_levels": ((2e-3, 40.0),)},
         {"unshuffle": 4, "noise_levels": ((2e-3, 40.0),)},
         {"unshuffle": 1, "deconvolution": True},
+        {"guided": True},
+        {"architecture": "deep_r", "channels": 3, "guided": True},
     ],
 )
 def test_configs_that_cannot_be_built_are_refused(fields: dict[str, object]) -> None:

@@ -187,6 +187,11 @@ def test_a_run_starts_from_given_weights_and_refuses_those_of_another_network(tm
     trainer = Trainer(recipe(initial_weights=str(tmp_path)))
     for name, value in trainer.state_dict()["network"].items():
         assert torch.equal(value, package.weights[name].float())
+    coloured = TINY.model_copy(update={"channels": 3, "guided": True})
+    started = Trainer(recipe(initial_weights=str(tmp_path), network=coloured)).state_dict()["network"]
+    entrance = package.weights["trunk.entrance.weight"]
+    assert torch.equal(started["trunk.entrance.weight"][:, : entrance.shape[1]], entrance.float())
+    assert not started["trunk.entrance.weight"][:, entrance.shape[1] :].any()
     wider = TINY.model_copy(update={"middle_blocks": 2})
     with pytest.raises(ModelUnfit, match="Take the network from the package"):
         Trainer(recipe(initial_weights=str(tmp_path), network=wider))

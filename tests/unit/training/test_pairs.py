@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from refocus.data.batches import TileBatch
@@ -64,6 +66,16 @@ def test_brightfield_pairs_are_of_what_the_specimen_absorbs() -> None:
     assert torch.corrcoef(joined)[0, 1] < -0.99999
     # Its emptiest pixels are as near to zero as the darkest of the other.
     assert dimming.image.flatten().quantile(0.01).abs() < 1e-4
+
+
+def test_grey_tiles_of_a_colour_network_have_one_noise_and_colours_their_own() -> None:
+    maker = PairMaker(CONFIG.model_copy(update={"network": NetworkConfig(channels=3), "modality": "brightfield"}))
+    grey = tiles([3, 4], sharp=True)
+    repeated = grey.pixels.repeat(1, 3, 1, 1)
+    repeated[1, 2] *= 0.9
+    pairs = maker(replace(grey, pixels=repeated, target=repeated))
+    assert torch.equal(pairs.image[0, 0], pairs.image[0, 2])
+    assert not torch.equal(pairs.image[1, 0], pairs.image[1, 1])
 
 
 def test_unknown_blur_stays_unknown_and_simulated_blur_is_known() -> None:
