@@ -7,7 +7,7 @@ sharp and slightly soft images look alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,12 @@ BLUR_PLANES = 2
 WINDOW_PX = 256
 #: Along each axis; larger images are sampled, since defocus changes slowly across a field.
 _MOST_WINDOWS = 24
-#: Along each axis, for the choice of the profile, which is the same everywhere.
-_WINDOWS_FOR_PROFILE = 3
-#: Along each axis, for what light can explain, which takes longer to find out.
-_WINDOWS_FOR_LIGHT = 2
+#: For the choice of the profile, which is the same everywhere; those with the most contrast.
+_WINDOWS_FOR_PROFILE = 9
+#: Of these, for what light can explain, which takes longer to find out; those whose spectra say most.
+_WINDOWS_FOR_LIGHT = 4
+#: Contrast is measured on every so many-th pixel.
+_THINNED = 4
 #: Neighbouring windows share what they know: rungs are chosen on log-likelihoods smoothed over this many windows.
 _SMOOTHING_WINDOWS = 0.75
 #: Fields whose windows differ by no more are evenly blurred.
@@ -91,32 +93,25 @@ def estimate_blur(
         Of the optics, where they are known (:func:`refocus.optics.ladder.nearest_profile`); otherwise the one of
         :data:`refocus.optics.ladder.BLIND_PROFILES` that fits best.
     """
-    height, width = plane.shape[1:]
-    rows, columns = min(height, WINDOW_PX), min(width, WINDOW_PX)
+    rows, columns = (min(length, WINDOW_PX) for length in plane.shape[1:])
+    tops, lefts = (_starts(length) for length in plane.shape[1:])
     constants = normalisation or estimate(plane)
+    places = [(top, left) for top in tops for left in lefts]
 
-    def bands(tops: list[int], lefts: list[int]) -> Iterator[Tensor]:
-        """Windows [columns, h, w]; a row of them is in memory at a time."""
-        for top in tops:
-            windows = [constants.apply(plane[:, top : top + rows, x : x + columns]).mean(0) for x in lefts]
-            yield torch.from_numpy(np.stack(windows))
+    def windows(places: Sequence[tuple[int, int]]) -> Tensor:
+        cut = [constants.apply(plane[:, top : top + rows, left : left + columns]).mean(0) for top, left in places]
+        return torch.from_numpy(np.stack(cut))
 
-    few = _places(plane, _WINDOWS_FOR_LIGHT)
-    if profile is None:
-        known = torch.cat([rung_costs(band) for band in bands(*_places(plane, _WINDOWS_FOR_PROFILE))])
-        contenders = _contenders(known, len(few[0]) * len(few[1]))
-        supports = {number: _Supports.of(bands(*few), number) for number in contenders}
-        profile = min(contenders, key=lambda number: contenders[number] - supports[number].worth)
-        supported = supports[profile]
-    else:
-        supported = _Supports.of(bands(*few), profile)
-    tops, lefts = _places(plane, _MOST_WINDOWS)
-    costs = torch.stack([rung_costs(band, profile=profile)[:, 0] for band in bands(tops, lefts)])
-    nearest = [
-        [min(range(len(known)), key=lambda place: abs(known[place] - start)) for start in starts]
-        for known, starts in zip(few, (tops, lefts), strict=True)
-    ]
-    costs = costs - supported.gains[nearest[0]][:, nearest[1]]
+    lively = _liveliest(plane, places, (rows, columns))
+    known = rung_costs(windows(lively), profile=profile)
+    telling = (known.amax(-1) - known.amin(-1)).amax(-1).topk(min(len(lively), _WINDOWS_FOR_LIGHT)).indices
+    asked = [lively[number] for number in telling.tolist()]
+    profile, gains = _likeliest(known, telling, windows(asked), profile)
+    # A row of windows is in memory at a time.
+    by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
+    costs = torch.stack([rung_costs(row, profile=profile)[:, 0] for row in by_row])
+    away = np.square(np.asarray(places)[:, None] - np.asarray(asked)).sum(-1)
+    costs = costs - gains[torch.from_numpy(away.argmin(1))].view(costs.shape)
     chosen = _smoothed(costs).argmin(-1)
     if chosen.max() - chosen.min() <= _EVEN_RUNGS:
         # No more than the estimate's own error: one filter for all is better than a patchwork of several.
@@ -147,12 +142,9 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     windows = images.mean(1)
     best = []
     for window, costs in zip(windows, rung_costs(windows, profile=profile), strict=True):
-        contenders = {profile: 0.0} if profile is not None else _contenders(costs[None], 1)
-        rows = {number: 0 if profile is not None else BLIND_PROFILES.index(number) for number in contenders}
-        totals = {number: costs[row] - support(window, costs[row], number) for number, row in rows.items()}
-        worth = {number: float(costs[row].min() - totals[number].min()) for number, row in rows.items()}
-        number = min(contenders, key=lambda contender: contenders[contender] - worth[contender])
-        best.append((_least_costly(totals[number]), float(number)))
+        number, gains = _likeliest(costs[None], torch.tensor([0]), window[None], profile)
+        row = 0 if profile is not None else BLIND_PROFILES.index(number)
+        best.append((_least_costly(costs[row] - gains[0]), float(number)))
     return torch.tensor(best, device=images.device)
 
 
@@ -173,22 +165,31 @@ def _least_costly(costs: Tensor) -> float:
     return float(RADII_PX[best] * (RADII_PX[1] / RADII_PX[0]) ** aside)
 
 
-@dataclass(frozen=True, slots=True)
-class _Supports:
-    """What light says of the rungs of one profile, [rows, columns, radii], and by how much it lowers costs in all."""
+def _likeliest(costs: Tensor, asked: Tensor, windows: Tensor, told: int | None) -> tuple[int, Tensor]:
+    """The profile that spectrum and light find likeliest, or the told one, and what light says of its rungs.
 
-    gains: Tensor
-    worth: float
+    Parameters
+    ----------
+    costs : Tensor, shape [n, profiles, radii]
+        The spectrum's, of the blind profiles or of the told one alone.
+    asked : Tensor, int64, shape [m]
+        Numbers of those windows among the n whose light is looked at.
+    windows : Tensor, shape [m, h, w]
+        These windows.
 
-    @classmethod
-    def of(cls, bands: Iterator[Tensor], profile: int) -> _Supports:
-        gains, worth = [], 0.0
-        for band in bands:
-            costs = rung_costs(band, profile=profile)[:, 0]
-            gained = torch.stack([support(*known, profile) for known in zip(band, costs, strict=True)])
-            gains.append(gained)
-            worth += float((costs.amin(-1) - (costs - gained).amin(-1)).sum())
-        return cls(torch.stack(gains), worth)
+    Returns
+    -------
+    profile : int
+    gains : Tensor, shape [m, radii]
+    """
+    contenders = _contenders(costs, len(asked)) if told is None else {told: 0.0}
+    gains, totals = {}, {}
+    for number, cost in contenders.items():
+        own = costs[asked, BLIND_PROFILES.index(number) if told is None else 0]
+        gains[number] = torch.stack([support(*window, number) for window in zip(windows, own, strict=True)])
+        totals[number] = cost - float((own.amin(-1) - (own - gains[number]).amin(-1)).sum())
+    best = min(contenders, key=lambda number: totals[number])
+    return best, gains[best]
 
 
 def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
@@ -218,17 +219,22 @@ def _is_steep(number: int) -> bool:
     return PROFILES[number].numerical_aperture > 0.8
 
 
-def _places(plane: npt.NDArray[np.generic], most: int) -> tuple[list[int], list[int]]:
-    """First rows and first columns of at most so many windows along each axis."""
-    height, width = plane.shape[1:]
-    return _starts(height, most), _starts(width, most)
+def _liveliest(
+    plane: npt.NDArray[np.generic], places: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Places of the windows with the most contrast, in their order."""
+    if len(places) <= _WINDOWS_FOR_PROFILE:
+        return list(places)
+    thinned = (plane[:, top : top + size[0] : _THINNED, left : left + size[1] : _THINNED] for top, left in places)
+    contrast = np.asarray([window.mean(0, dtype=np.float64).std() for window in thinned])
+    return [places[number] for number in sorted(np.argsort(-contrast, kind="stable")[:_WINDOWS_FOR_PROFILE])]
 
 
-def _starts(size: int, most: int) -> list[int]:
+def _starts(size: int) -> list[int]:
     """First pixels of the windows along one axis."""
     if size <= WINDOW_PX:
         return [0]
-    count = min(most, max(2, round(1.5 * size / WINDOW_PX)))
+    count = min(_MOST_WINDOWS, max(2, round(1.5 * size / WINDOW_PX)))
     return [int(start) for start in np.linspace(0, size - WINDOW_PX, count).round()]
 
 

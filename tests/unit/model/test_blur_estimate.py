@@ -84,6 +84,17 @@ def test_a_blur_that_changes_across_the_field_is_followed() -> None:
     assert abs(np.log(np.median(over[:, -200:]) / 20.0)) < 0.2
 
 
+def test_a_large_plane_is_judged_where_something_is() -> None:
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:1536, :1536]
+    sharp = np.zeros(y.shape, np.float32)
+    for row, column in rng.uniform((250, 700), (500, 950), (30, 2)):
+        sharp = np.maximum(sharp, (np.hypot(y - row, x - column) < 9.0).astype(np.float32))
+    plane = _blurred(sharp + 0.02, 24.0)[None]
+    there = estimate_blur(plane).over(slice(300, 450), slice(750, 900))[0]
+    assert abs(np.log(np.median(there) / 24.0)) < 0.08
+
+
 def test_windows_agree_with_the_whole_map() -> None:
     estimate = estimate_blur(np.random.default_rng(0).random((1, 600, 900)))
     whole = estimate.over(slice(0, 600), slice(0, 900))
