@@ -18,7 +18,7 @@ from torch import Tensor
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import Normalisation, estimate
-from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_SHARES
+from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_RATIO, RUNG_SHARES
 
 Float32 = npt.NDArray[np.float32]
 
@@ -162,7 +162,7 @@ def _least_costly(costs: Tensor) -> float:
     below, lowest, above = costs[best - 1 : best + 2].tolist()
     curvature = below - 2.0 * lowest + above
     aside = round(RUNG_SHARES * 0.5 * (below - above) / curvature) / RUNG_SHARES if curvature > 0.0 else 0.0
-    return float(RADII_PX[best] * (RADII_PX[1] / RADII_PX[0]) ** aside)
+    return float(RADII_PX[best] * RUNG_RATIO**aside)
 
 
 def _likeliest(costs: Tensor, asked: Tensor, windows: Tensor, told: int | None) -> tuple[int, Tensor]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refocus.model.deconvolution import Deconvolution
-from refocus.optics.ladder import RADII_PX, blur_ladder, widened
+from refocus.optics.ladder import RADII_PX, RUNG_RATIO, blur_ladder, widened
 
 #: Smaller windows hold too little beside what came from outside.
 SMALLEST_WINDOW_PX = 160
@@ -43,7 +43,6 @@ _NATS, _SHARPEST = 20.0, 2.0
 MOST_NATS = _NATS * _SHARPEST
 #: Rungs on both sides between which the corner is measured.
 _SPAN = 3
-_RATIO = RADII_PX[1] / RADII_PX[0]
 #: Where it rises by more than this before a rung, the corner was passed.
 _STEEP, _STEEP_COUNTS = 0.6, 2.0
 #: Rungs that the spectrum finds less likely by more nats than this are not looked at.
@@ -86,7 +85,7 @@ def _corners(window: Tensor, rungs: list[int], profile: int, scale: _Scale) -> T
     looked_at = sorted({number + step for number in rungs for step in (-_SPAN, 0, _SPAN)})
     ladder = blur_ladder().defocused[profile].to(window.device)
     tables = torch.stack([_beyond(ladder, number) for number in looked_at])
-    widest = RADII_PX[0] * _RATIO ** looked_at[-1]
+    widest = RADII_PX[0] * RUNG_RATIO ** looked_at[-1]
     light = Deconvolution(F.avg_pool2d(window[None].float(), scale.side_px), scale.side_px, widest, tables)
     light.advanced(scale.steps)
     left = light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -100,4 +99,4 @@ def _corners(window: Tensor, rungs: list[int], profile: int, scale: _Scale) -> T
 def _beyond(ladder: Tensor, number: int) -> Tensor:
     """Transfer function of a rung; of those that the ladder has not, its last one widened."""
     last = len(ladder) - 1
-    return ladder[number] if number <= last else widened(ladder[last], _RATIO ** (number - last))
+    return ladder[number] if number <= last else widened(ladder[last], RUNG_RATIO ** (number - last))

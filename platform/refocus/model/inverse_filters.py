@@ -21,6 +21,7 @@ from refocus.optics.ladder import (
     FREQUENCIES,
     PROFILES,
     RADII_PX,
+    RUNG_RATIO,
     RUNG_SHARES,
     blur_ladder,
     cycles_per_px,
@@ -34,7 +35,6 @@ REACH_PX = 128
 GAIN = 6.0
 _IN_FOCUS_FLOOR = 2.5e-3
 _GRID_PX = 320
-_RATIO = RADII_PX[1] / RADII_PX[0]
 
 
 class InverseFilters(nn.Module):
@@ -139,7 +139,7 @@ class Rungs(NamedTuple):
         """Rungs to filter by, and how many times as wide as theirs the blur is; below the first is no filter at all."""
         if self.lowest == self.highest:
             place = max(self.lowest, 0.0)
-            return [(round(place), _RATIO ** (place - round(place)))]
+            return [(round(place), RUNG_RATIO ** (place - round(place)))]
         return [(number, 1.0) for number in range(max(math.floor(self.lowest), 0), math.ceil(self.highest) + 1)]
 
     def weight(self, number: int, radius_px: Tensor) -> Tensor | float:
@@ -159,7 +159,7 @@ def rungs_in(blur: Tensor) -> list[Rungs]:
 
 def rungs_of(radius_px: Tensor) -> Tensor:
     """Position on the ladder; from -1, no filter, at 0 px in a straight line to 0 at the first rung."""
-    climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / math.log(_RATIO)
+    climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / math.log(RUNG_RATIO)
     # A radius that is a rung must not ask for the next rung's filters, too, because of the last bit.
     climbed = (climbed * RUNG_SHARES).round() / RUNG_SHARES
     return torch.where(radius_px < RADII_PX[0], radius_px / RADII_PX[0] - 1.0, climbed).clamp(max=len(RADII_PX) - 1)

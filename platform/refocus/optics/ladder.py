@@ -19,8 +19,10 @@ from torch import Tensor
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.transfer import RoundTransfer, interpolate
 
-#: Geometric blur radii. What is 7% off loses half a decibel by a linear filter, 2 dB by many steps of deconvolution.
-RADII_PX: tuple[float, ...] = tuple(1.0 * 1.06**rung for rung in range(64))
+#: Of neighbouring radii. What is 7% off loses half a decibel by a linear filter, 2 dB by many steps of deconvolution.
+RUNG_RATIO = 1.06
+#: Geometric blur radii.
+RADII_PX: tuple[float, ...] = tuple(RUNG_RATIO**rung for rung in range(64))
 #: Radii between two rungs are counted in so many parts of the way, so that last bits make no difference.
 RUNG_SHARES = 64
 FREQUENCIES = 1025
