@@ -37,6 +37,8 @@ def fluorescence() -> TrainingConfig:
         modality="fluorescence",
         network=_network(),
         crop_px=288,
+        zoom=(0.5, 1.25),
+        grain_share=0.35,
         batch_size=32,
         steps=100_000,
         warmup_steps=500,

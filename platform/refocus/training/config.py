@@ -62,6 +62,11 @@ class TrainingConfig(BaseModel):
         Side of what the network sees.
     zoom : (low, high)
         Sharp tiles and pairs are resampled by a factor drawn log-uniformly: objects of other sizes.
+    grain_share : float
+        Share of sharp tiles whose specimen is given texture down to the pixel, of `grain` relative strength. Soft and
+        enlarged images have none, and a network that has seen no other takes it for noise.
+    grain : (low, high)
+        Standard deviation of the logarithm of what shines, or of what absorbs, drawn log-uniformly.
     batch_size : int
         Samples a step, over all workers together.
     steps : int
@@ -98,6 +103,8 @@ class TrainingConfig(BaseModel):
     initial_weights: str | None = None
     crop_px: Annotated[int, Field(ge=32)] = 160
     zoom: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
+    grain_share: Share = 0.0
+    grain: tuple[PositiveFloat, PositiveFloat] = (0.02, 0.3)
     batch_size: PositiveInt = 8
     steps: PositiveInt = 20000
     learning_rate: PositiveFloat = 5e-4
@@ -120,6 +127,8 @@ class TrainingConfig(BaseModel):
     def _fits_together(self) -> Self:
         if self.zoom[0] > self.zoom[1]:
             raise ValueError(f"zoom is {self.zoom}; expected low <= high.")
+        if self.grain[0] > self.grain[1]:
+            raise ValueError(f"grain is {self.grain}; expected low <= high.")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; nothing is left to train.")
         if (self.loss.adversarial > 0) != (self.discriminator is not None):

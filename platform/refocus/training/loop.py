@@ -27,7 +27,7 @@ from refocus.errors import ModelUnfit, NonFiniteLoss
 from refocus.model import losses
 from refocus.model.blur_estimate import with_blur
 from refocus.model.checkpoint import ModelPackage
-from refocus.model.networks import Discriminator, Prediction, RefocusNetwork, build_network, guided_start
+from refocus.model.networks import Discriminator, NetworkConfig, Prediction, RefocusNetwork, build_network, guided_start
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, Pairs
 
@@ -313,8 +313,10 @@ class Trainer:
         ModelUnfit
             If it came from another architecture, or lacks a network that this recipe trains.
         """
-        theirs, ours = state["config"]["network"], self.config.network.model_dump(mode="json")
-        different = [f"{k} {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
+        # What an older checkpoint does not name was added later, and off.
+        theirs = NetworkConfig().model_dump(mode="json") | state["config"]["network"]
+        ours = self.config.network.model_dump(mode="json")
+        different = [f"{k} {theirs[k]} there, {v} here" for k, v in ours.items() if theirs[k] != v]
         if different:
             raise ModelUnfit(
                 f"the checkpoint is of another network: {'; '.join(different)}. "

@@ -148,6 +148,16 @@ def test_a_checkpoint_of_another_network_is_refused_by_name() -> None:
         Trainer(recipe()).load_state_dict(other.state_dict())
 
 
+def test_a_checkpoint_from_before_an_option_existed_goes_on() -> None:
+    trainer = Trainer(recipe())
+    older = trainer.state_dict()
+    del older["config"]["network"]["guided"]
+    Trainer(recipe()).load_state_dict(older)
+    coloured = TINY.model_copy(update={"channels": 3, "guided": True})
+    with pytest.raises(ModelUnfit, match="guided False there, True here"):
+        Trainer(recipe(network=coloured)).load_state_dict(older)
+
+
 def test_an_adversarial_run_trains_both_networks_and_refuses_a_plain_checkpoint() -> None:
     config = recipe(loss=LossWeights(adversarial=0.1), discriminator=DiscriminatorConfig(width=4))
     trainer = Trainer(config)

@@ -78,6 +78,23 @@ def test_grey_tiles_of_a_colour_network_have_one_noise_and_colours_their_own() -
     assert not torch.equal(pairs.image[1, 0], pairs.image[1, 1])
 
 
+def test_grain_is_the_specimens_own_and_clear_ground_has_none() -> None:
+    ground = tiles([5], sharp=True)
+    ground.pixels[..., :45] = 0.0
+    plain, grainy = CONFIG, CONFIG.model_copy(update={"grain_share": 1.0, "grain": (0.2, 0.2)})
+    roughness = {}
+    for name, config in (("plain", plain), ("grainy", grainy)):
+        target = PairMaker(config)(ground).target
+        roughness[name] = float(target.diff(dim=-1).square().mean())
+    # In the target, so that a network learns to leave it.
+    assert roughness["grainy"] > 2.0 * roughness["plain"]
+    bare = replace(ground, pixels=torch.ones_like(ground.pixels), target=torch.ones_like(ground.target))
+    absorbing = PairMaker(grainy.model_copy(update={"modality": "brightfield"}))(bare).target
+    assert absorbing.std() < 1e-4
+    left = PairMaker(grainy, augment=False)(ground).target
+    torch.testing.assert_close(left, PairMaker(plain, augment=False)(ground).target)
+
+
 def test_unknown_blur_stays_unknown_and_simulated_blur_is_known() -> None:
     maker = PairMaker(CONFIG)
     assert maker(tiles([6], sharp=False)).blur_radius_px.isnan().all()
