@@ -59,6 +59,20 @@ def test_the_corner_is_at_the_radius(radius_px: float, error: float) -> None:
     assert abs(math.log(np.median(found) / radius_px)) < error, found
 
 
+def test_a_large_nucleus_is_no_blur_of_its_own_size() -> None:
+    # A disc of 38 px looks like a point out of focus, and has a corner there; the way up to it tells that it is wider.
+    gains = [
+        support(_seen(_nuclei(seed, smallest_px=36.0, largest_px=40.0), 13.0), _undecided(), PROFILE)
+        for seed in range(3)
+    ]
+    at = {
+        radius_px: min(range(len(RADII_PX)), key=lambda n: abs(RADII_PX[n] - radius_px)) for radius_px in (13.0, 37.0)
+    }
+    for own in gains:
+        assert float(own[at[13.0] - 1 : at[13.0] + 2].max()) >= 0.0
+        assert float(own[at[37.0] :].max()) < -20.0, own
+
+
 def test_it_corrects_a_spectrum_that_takes_one_ring_for_another() -> None:
     radius_px, by_spectrum, by_both = 28.0, [], []
     for seed in range(8):
@@ -91,7 +105,7 @@ def test_nothing_is_said_where_nothing_can_be_known() -> None:
     sure = torch.full((len(RADII_PX),), 200.0)
     sure[45:48] = 0.0
     assert not support(window, sure, PROFILE)[:45].any()
-    assert not support(window, sure, PROFILE)[48:].any()
+    assert not support(window, sure, PROFILE)[48:].clamp_min(0.0).any()
     assert not support(torch.zeros(SIDE_PX, SIDE_PX), _undecided(), PROFILE).any()
 
 
