@@ -67,7 +67,9 @@ def focus(
 
 def simulate(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="OME-TIFF to write; its truth goes beside it.")],
-    specimen: Annotated[str, typer.Option(help="nuclei, filaments, puncta, membranes or tissue.")] = "nuclei",
+    specimen: Annotated[
+        str, typer.Option(help="nuclei, filaments, puncta, membranes, mosaic, tissue or stained_mosaic.")
+    ] = "nuclei",
     planes: Annotated[int, typer.Option(help="Focal planes.")] = 41,
     z_step_um: Annotated[float, typer.Option(help="Spacing of planes.")] = 0.5,
     size_px: Annotated[int, typer.Option(help="Side of the square planes.")] = 512,

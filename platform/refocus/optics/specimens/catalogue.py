@@ -9,6 +9,7 @@ import torch
 
 from refocus.errors import ConfigurationError
 from refocus.optics.specimens.cells import grow_filaments, grow_membranes, grow_puncta
+from refocus.optics.specimens.mosaic import grow_mosaic, grow_stained_mosaic
 from refocus.optics.specimens.nuclei import grow_nuclei
 from refocus.optics.specimens.specimen import Grid, Specimen
 from refocus.optics.specimens.tissue import grow_tissue
@@ -30,7 +31,9 @@ SPECIMENS: dict[str, Kind] = {
     "filaments": Kind(grow_filaments, 5.0, "fluorescence", "microtubules of spread cells"),
     "puncta": Kind(grow_puncta, 5.0, "fluorescence", "vesicles and single molecules"),
     "membranes": Kind(grow_membranes, 5.0, "fluorescence", "borders of an epithelial sheet"),
+    "mosaic": Kind(grow_mosaic, 1.0, "fluorescence", "overlapping flat shapes of all sizes"),
     "tissue": Kind(grow_tissue, 4.0, "brightfield", "a section under haematoxylin and eosin"),
+    "stained_mosaic": Kind(grow_stained_mosaic, 1.0, "brightfield", "the same shapes in three dyes at random"),
 }
 
 
