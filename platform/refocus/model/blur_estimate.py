@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
@@ -112,7 +113,7 @@ def estimate_blur(
     costs = torch.stack([rung_costs(row, profile=profile)[:, 0] for row in by_row])
     away = np.square(np.asarray(places)[:, None] - np.asarray(asked)).sum(-1)
     costs = costs - gains[torch.from_numpy(away.argmin(1))].view(costs.shape)
-    chosen = _smoothed(costs).argmin(-1)
+    chosen = _agreed(_smoothed(costs).argmin(-1))
     if chosen.max() - chosen.min() <= _EVEN_RUNGS:
         # No more than the estimate's own error: one filter for all is better than a patchwork of several.
         radii = torch.full(chosen.shape, _least_costly(costs.sum((0, 1))))
@@ -245,6 +246,12 @@ def _smoothed(costs: Tensor) -> Tensor:
         weights = torch.exp(-0.5 * ((place[:, None] - place) / _SMOOTHING_WINDOWS).square())
         costs = torch.tensordot(weights, costs, dims=([1], [axis])).movedim(0, axis)
     return costs
+
+
+def _agreed(rungs: Tensor) -> Tensor:
+    """Median of each window and its neighbours, [rows, columns]: what one alone says is an error, not another focus."""
+    padded = F.pad(rungs[None, None].float(), (1, 1, 1, 1), mode="replicate")[0, 0]
+    return padded.unfold(0, 3, 1).unfold(1, 3, 1).flatten(-2).median(-1).values.to(torch.int64)
 
 
 def _between(at: npt.NDArray[np.int64], centres: Float32) -> tuple[npt.NDArray[np.int64], Float32]:

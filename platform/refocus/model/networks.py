@@ -254,11 +254,10 @@ class _UNet(nn.Module):
         if not self.training and bool((padded == padded[:, :1]).all()):
             # A grey image, repeated: one of them says it all.
             padded = padded[:, :1]
-        colours = padded.shape[1]
-        own = self._evidence(padded, blur).each_channel()
-        mean = self._evidence(padded.mean(1, keepdim=True), blur).repeated(colours)
-        answer = self._refocused(own, blur.repeat_interleave(colours, 0), mean)
-        image, log_scale, radius = (part.reshape(-1, colours, *part.shape[-2:]) for part in answer)
+        own, mean = self._evidence(padded, blur), self._evidence(padded.mean(1, keepdim=True), blur)
+        # One after the other, so that colours take no more memory than grey.
+        answers = [self._refocused(own.channel(number), blur, mean) for number in range(padded.shape[1])]
+        image, log_scale, radius = (torch.cat(parts, 1) for parts in zip(*answers, strict=True))
         size = (-1, self.config.channels, -1, -1)
         return Prediction(image.expand(size), log_scale.expand(size), radius.mean(1, keepdim=True))
 
@@ -296,17 +295,11 @@ class _Evidence(NamedTuple):
     image: Tensor
     proposed: tuple[Tensor, ...]
 
-    def each_channel(self) -> _Evidence:
-        """Every channel as an image of its own."""
-        channels = self.image.shape[1]
-        image = self.image.reshape(-1, 1, *self.image.shape[-2:])
-        proposed = [part.reshape(-1, part.shape[1] // channels, *part.shape[-2:]) for part in self.proposed]
-        return _Evidence(image, tuple(proposed))
-
-    def repeated(self, times: int) -> _Evidence:
-        """Every image so many times."""
-        proposed = [part.repeat_interleave(times, 0) for part in self.proposed]
-        return _Evidence(self.image.repeat_interleave(times, 0), tuple(proposed))
+    def channel(self, number: int) -> _Evidence:
+        """One channel and what belongs to it."""
+        versions = [part.shape[1] // self.image.shape[1] for part in self.proposed]
+        own = [part[:, number * n : (number + 1) * n] for part, n in zip(self.proposed, versions, strict=True)]
+        return _Evidence(self.image[:, number : number + 1], tuple(own))
 
     def features(self, unshuffle: int) -> list[Tensor]:
         """All of it at the size of a trunk's finest features."""
