@@ -53,7 +53,7 @@ _STRIDE = 3
 #: are steep. Nats against what lies beyond, for each logarithm by which the least of them is steeper. Found on 37
 #: specimens of the calibration split and 16 images from elsewhere, through NA 0.75 and 0.45: less leaves more of them
 #: far too wide, more takes deep ones for too narrow.
-_LEVEL, _IN_A_ROW, _NATS_AGAINST = 0.15, 3, 200.0
+_LEVEL, _IN_A_ROW, _NATS_AGAINST = 0.2, 3, 300.0
 #: Through steeper apertures the way is steep from its beginning.
 _STEEP_BY_ITSELF = 0.9
 #: Rungs that the spectrum finds less likely by more nats than this are not looked at.
