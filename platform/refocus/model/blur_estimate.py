@@ -184,10 +184,14 @@ def _likeliest(costs: Tensor, asked: Tensor, windows: Tensor, told: int | None) 
     gains : Tensor, shape [m, radii]
     """
     contenders = _contenders(costs, len(asked)) if told is None else {told: 0.0}
+    first = next(iter(contenders))
     gains, totals = {}, {}
     for number, cost in contenders.items():
         own = costs[asked, BLIND_PROFILES.index(number) if told is None else 0]
-        gains[number] = torch.stack([support(*window, number) for window in zip(windows, own, strict=True)])
+        # Ways are steep through low apertures: against these they speak only where the spectrum prefers another.
+        doubted = not _is_low(number) or (told is None and number != first)
+        seen = zip(windows, own, strict=True)
+        gains[number] = torch.stack([support(window, known, number, doubted=doubted) for window, known in seen])
         totals[number] = cost - float((own.amin(-1) - (own - gains[number]).amin(-1)).sum())
     best = min(contenders, key=lambda number: totals[number])
     return best, gains[best]
@@ -214,6 +218,10 @@ def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
     changed = [n for n in best.values() if n != first and PROFILES[n].numerical_aperture != _USUAL_APERTURE]
     price = _CHANGE_NATS * windows_for_light
     return {number: by_profile[number] + (price if number in changed else 0.0) for number in best.values()}
+
+
+def _is_low(number: int) -> bool:
+    return PROFILES[number].numerical_aperture < 0.5
 
 
 def _is_steep(number: int) -> bool:

@@ -62,7 +62,7 @@ _PLAUSIBLE_NATS = 30.0
 _FIRST_BELIEVED = 24
 
 
-def support(window: Tensor, costs: Tensor, profile: int) -> Tensor:
+def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True) -> Tensor:
     """How much each rung of the ladder gains or loses by the light that could explain a window, in nats.
 
     Parameters
@@ -73,6 +73,8 @@ def support(window: Tensor, costs: Tensor, profile: int) -> Tensor:
         What the window's spectrum says of each rung: :func:`refocus.model.blur_spectrum.rung_costs`.
     profile : int
         Whose rungs these are.
+    doubted : bool
+        Whether the way to a rung can speak against it.
 
     Returns
     -------
@@ -88,7 +90,7 @@ def support(window: Tensor, costs: Tensor, profile: int) -> Tensor:
             rungs = [number for number in plausible if scale.first <= number < scale.end]
             if rungs:
                 gains[rungs] = _NATS * _corners(window, rungs, profile, scale).clamp(0.0, _SHARPEST)
-        if plausible[-1] > _WAY.first and PROFILES[profile].numerical_aperture < _STEEP_BY_ITSELF:
+        if doubted and plausible[-1] > _WAY.first and PROFILES[profile].numerical_aperture < _STEEP_BY_ITSELF:
             gains -= _NATS_AGAINST * _steepness(window, plausible[-1], profile)
     return gains
 
