@@ -31,6 +31,7 @@ from refocus.errors import ModelCorrupt, ModelMissing, ModelUnfit
 from refocus.model.abstain import RangeGate
 from refocus.model.calibration import Calibration
 from refocus.model.networks import NetworkConfig, RefocusNetwork, build_network
+from refocus.model.restraint import Restraint
 
 WEIGHTS, CONFIG, CARD, EVALUATION = "weights.safetensors", "config.json", "card.json", "evaluation.json"
 _BUNDLED = Path(__file__).parent / "bundled"
@@ -57,6 +58,8 @@ class PackageConfig(BaseModel):
         end where specimens absorb.
     halo_px : int
         Rim that tiles need around what is kept of them.
+    restraint : Restraint
+        What share of the network's changes is applied; unfitted, all of them.
     calibration : Calibration
         What the scale head must be multiplied by; unfitted, the Laplace distribution is taken at its word.
     gate : RangeGate or None
@@ -74,6 +77,7 @@ class PackageConfig(BaseModel):
     numerical_aperture: tuple[PositiveFloat, PositiveFloat] | None = None
     normalisation: Literal["percentiles-1-99.8", "percentiles-99-0.2"] = "percentiles-1-99.8"
     halo_px: Annotated[int, Field(ge=0)] = 160
+    restraint: Restraint = Restraint()
     calibration: Calibration = Calibration()
     gate: RangeGate | None = None
 
@@ -227,10 +231,12 @@ class ModelPackage:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, over the config's fields and each tensor's name, dtype, shape and bytes.
 
-        It depends on content alone: not on JSON spacing, nor on how safetensors orders or pads.
+        It depends on content alone: not on JSON spacing, nor on how safetensors orders or pads. Fields at their
+        defaults are left out, so that packages keep their names when a later version of Refocus adds one.
         """
         sha = hashlib.sha256()
-        sha.update(json.dumps(self.config.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode())
+        fields = self.config.model_dump(mode="json", exclude_defaults=True)
+        sha.update(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
         for name in sorted(self.weights):
             tensor = self.weights[name]
             sha.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

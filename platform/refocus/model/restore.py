@@ -111,11 +111,14 @@ class LoadedModel:
 
     @torch.inference_mode()
     def predict(self, batch: Tensor) -> Prediction:
-        """Run the network on normalised tiles, float32 [B, C (+ 2), H, W]; the answer lies on the device."""
+        """Run the network on normalised tiles, float32 [B, C (+ 2), H, W], and follow it as far as the package says.
+
+        The answer lies on the device.
+        """
         batch = batch.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             prediction: Prediction = self.network(batch)
-        return prediction
+        return self.package.config.restraint.applied(prediction, batch)
 
     def restore(
         self,

@@ -1,4 +1,4 @@
-"""Fit what makes a package trustworthy: its intervals and its gate, on specimens that training has not seen."""
+"""Fit what makes a package trustworthy on specimens that training has not seen: restraint, intervals, gate."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from refocus.errors import InputError
 from refocus.model.abstain import RangeGate, features_of, fit_gate
 from refocus.model.calibration import CalibrationSample, enlarged, fit_calibration
 from refocus.model.checkpoint import ModelPackage
-from refocus.model.restore import LoadedModel
+from refocus.model.restore import LoadedModel, Restoration
+from refocus.model.restraint import ChangeSample, Restraint, fit_restraint
 from refocus.optics.settings import OpticalSystem
-from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage, scenes_of
+from refocus.training.scenes import STANDARD_SYSTEM, Scene, SceneSettings, SharpImage, scenes_of
 
 Image = npt.NDArray[Any]
 
@@ -45,7 +46,9 @@ def with_calibration(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ModelPackage:
-    """Return the package with intervals calibrated on `images`; its digest changes with them.
+    """Return the package restrained to what `images` bear out, with intervals calibrated on them.
+
+    Its digest changes with both.
 
     Parameters
     ----------
@@ -53,45 +56,56 @@ def with_calibration(
     images : sequence of SharpImage
         Of the calibration split.
     pixels_per_scene : int
-        Drawn at random from each scene.
+        Drawn at random from each scene for the intervals.
     device : torch.device or str, optional
     seed : int
     progress : callable, optional
     """
     settings = _at_steps(STANDARD_SYSTEM, package.config.largest_blur_px, CALIBRATION_STEPS, (1000.0, 2000.0), seed)
-    model = LoadedModel(package, device=device)
-    fitted = fit_calibration(_samples(model, images, settings, pixels_per_scene, progress))
-    return replace(package, config=package.config.model_copy(update={"calibration": fitted}))
+    total = 2 * len(images) * len(settings.defocus_um) * len(settings.photons)
 
+    def seen(by: ModelPackage, done: int) -> Iterator[tuple[Scene, Restoration]]:
+        model = LoadedModel(by, device=device)
+        for number, scene in enumerate(scenes_of(images, settings), done + 1):
+            given = np.ascontiguousarray(_like_restored(scene.image))
+            yield scene, model.restore(given, axes="YXS" if len(scene.image) == 3 else "CYX", with_scale=True)
+            if progress is not None:
+                progress(number, total)
 
-def _samples(
-    model: LoadedModel,
-    images: Sequence[SharpImage],
-    settings: SceneSettings,
-    pixels: int,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[CalibrationSample]:
+    free = _configured(package, restraint=Restraint())
+    restrained = _configured(package, restraint=fit_restraint(_change(*pair) for pair in seen(free, 0)))
     rng = np.random.default_rng(settings.seed)
-    total = len(images) * len(settings.defocus_um) * len(settings.photons)
-    for done, scene in enumerate(scenes_of(images, settings)):
-        colour = len(scene.image) == 3
-        given = np.ascontiguousarray(np.moveaxis(scene.image, 0, -1)) if colour else scene.image
-        truth = np.moveaxis(scene.truth, 0, -1) if colour else scene.truth
-        found = model.restore(given, axes="YXS" if colour else "CYX", with_scale=True)
-        assert found.scale is not None
-        maps = [enlarged(m, found.stride_px, scene.truth.shape[1:]) for m in found.blur_radius_px]
-        blur = np.broadcast_to(np.stack(maps), scene.truth.shape)
-        blur = np.moveaxis(blur, 0, -1) if colour else blur
-        drawn = rng.integers(0, truth.size, pixels)
-        yield CalibrationSample(
-            scene.specimen,
-            np.abs(found.pixels - truth).ravel()[drawn],
-            found.scale.ravel()[drawn],
-            blur.ravel()[drawn],
-            true_blur_px=scene.blur_radius_px,
-        )
-        if progress is not None:
-            progress(done + 1, total)
+    drawn = (_drawn(*pair, rng, pixels_per_scene) for pair in seen(restrained, total // 2))
+    return _configured(restrained, calibration=fit_calibration(drawn))
+
+
+def _configured(package: ModelPackage, **fields: Any) -> ModelPackage:
+    return replace(package, config=package.config.model_copy(update=fields))
+
+
+def _like_restored(channels: Image) -> Image:
+    """[C, Y, X] as images are restored: colours last."""
+    return np.moveaxis(channels, 0, -1) if len(channels) == 3 else channels
+
+
+def _change(scene: Scene, found: Restoration) -> ChangeSample:
+    given, truth = _like_restored(scene.image), _like_restored(scene.truth)
+    return ChangeSample(scene.specimen, given, found.pixels, truth, found.median_blur_radius_px)
+
+
+def _drawn(scene: Scene, found: Restoration, rng: np.random.Generator, pixels: int) -> CalibrationSample:
+    assert found.scale is not None
+    maps = [enlarged(m, found.stride_px, scene.truth.shape[1:]) for m in found.blur_radius_px]
+    blur = _like_restored(np.broadcast_to(np.stack(maps), scene.truth.shape))
+    truth = _like_restored(scene.truth)
+    drawn = rng.integers(0, truth.size, pixels)
+    return CalibrationSample(
+        scene.specimen,
+        np.abs(found.pixels - truth).ravel()[drawn],
+        found.scale.ravel()[drawn],
+        blur.ravel()[drawn],
+        true_blur_px=scene.blur_radius_px,
+    )
 
 
 def with_gate(
@@ -120,7 +134,7 @@ def with_gate(
                 f"{package.config.name} reaches {largest:g} px of blur, the shipped gate {gate.largest_blur_px:g} px; "
                 "give images to fit one on."
             )
-    return replace(package, config=package.config.model_copy(update={"gate": gate}))
+    return _configured(package, gate=gate)
 
 
 def serves(gate: RangeGate, largest_blur_px: float) -> bool:
