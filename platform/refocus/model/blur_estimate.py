@@ -144,8 +144,7 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     best = []
     for window, costs in zip(windows, rung_costs(windows, profile=profile), strict=True):
         number, gains = _likeliest(costs[None], torch.tensor([0]), window[None], profile)
-        row = 0 if profile is not None else BLIND_PROFILES.index(number)
-        best.append((_least_costly(costs[row] - gains[0]), float(number)))
+        best.append((_least_costly(costs[_row_of(number, profile)] - gains[0]), float(number)))
     return torch.tensor(best, device=images.device)
 
 
@@ -187,7 +186,7 @@ def _likeliest(costs: Tensor, asked: Tensor, windows: Tensor, told: int | None) 
     first = next(iter(contenders))
     gains, totals = {}, {}
     for number, cost in contenders.items():
-        own = costs[asked, BLIND_PROFILES.index(number) if told is None else 0]
+        own = costs[asked, _row_of(number, told)]
         # Ways are steep through low apertures: against these they speak only where the spectrum prefers another.
         doubted = not _is_low(number) or (told is None and number != first)
         seen = zip(windows, own, strict=True)
@@ -218,6 +217,11 @@ def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
     changed = [n for n in best.values() if n != first and PROFILES[n].numerical_aperture != _USUAL_APERTURE]
     price = _CHANGE_NATS * windows_for_light
     return {number: by_profile[number] + (price if number in changed else 0.0) for number in best.values()}
+
+
+def _row_of(number: int, told: int | None) -> int:
+    """Where a profile's costs stand among those of the blind ones, or of the told one alone."""
+    return BLIND_PROFILES.index(number) if told is None else 0
 
 
 def _is_low(number: int) -> bool:

@@ -24,19 +24,17 @@ from refocus.optics.ladder import PROFILES, RADII_PX, RUNG_RATIO, blur_ladder, w
 SMALLEST_WINDOW_PX = 160
 
 
-class _Scale(NamedTuple):
-    """Means that rungs, from the first to before the end, are looked at on, and after how many steps."""
+class _Look(NamedTuple):
+    """Side of the squares whose means are explained, and after how many steps what stays is measured."""
 
     side_px: int
-    first: int
-    end: int
     steps: int
 
 
 #: Narrower blurs, below 10 px, are the spectrum's matter.
 FIRST_RUNG = 39
 #: From 10 px, and from 20 px on.
-_SCALES = (_Scale(4, FIRST_RUNG, 51, 12), _Scale(8, 51, len(RADII_PX), 20))
+_LOOKS = ((range(FIRST_RUNG, 51), _Look(4, 12)), (range(51, len(RADII_PX)), _Look(8, 20)))
 #: What counts for a rung: nats for each logarithm of the unexplained light that the slope changes by, and of those at
 #: most so many. On 24 specimens of the calibration split through five objectives 15 to 30 nats did alike.
 _NATS, _SHARPEST = 20.0, 2.0
@@ -46,9 +44,8 @@ MOST_NATS = _NATS * _SHARPEST
 _SPAN = 3
 #: Where it rises by more than this before a rung, the corner was passed.
 _STEEP, _STEEP_COUNTS = 0.6, 2.0
-#: The way up: means and steps that it is measured with, its first rung, and how far its rungs lie apart.
-_WAY = _Scale(4, 36, len(RADII_PX), 12)
-_STRIDE = 3
+#: The way up: its first rung, how far its rungs lie apart, and how they are looked at.
+_WAY_FROM, _STRIDE, _WAY = 36, 3, _Look(4, 12)
 #: A stride may rise by so much (noise alone makes 0.02 to 0.15 of most); strides in a row of which none rises by less
 #: are steep. Nats against what lies beyond, for each logarithm by which the least of them is steeper. Found on 37
 #: specimens of the calibration split and 16 images from elsewhere, through NA 0.75 and 0.45: less leaves more of them
@@ -86,19 +83,19 @@ def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True
         return gains
     plausible = (costs <= costs.min() + _PLAUSIBLE_NATS).nonzero().flatten().tolist()
     with torch.no_grad(), torch.autocast(window.device.type, enabled=False):
-        for scale in _SCALES:
-            rungs = [number for number in plausible if scale.first <= number < scale.end]
+        for reach, look in _LOOKS:
+            rungs = [number for number in plausible if number in reach]
             if rungs:
-                gains[rungs] = _NATS * _corners(window, rungs, profile, scale).clamp(0.0, _SHARPEST)
-        if doubted and plausible[-1] > _WAY.first and PROFILES[profile].numerical_aperture < _STEEP_BY_ITSELF:
+                gains[rungs] = _NATS * _corners(window, rungs, profile, look).clamp(0.0, _SHARPEST)
+        if doubted and plausible[-1] > _WAY_FROM and PROFILES[profile].numerical_aperture < _STEEP_BY_ITSELF:
             gains -= _NATS_AGAINST * _steepness(window, plausible[-1], profile)
     return gains
 
 
-def _corners(window: Tensor, rungs: list[int], profile: int, scale: _Scale) -> Tensor:
+def _corners(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Tensor:
     """Change of slope of the logarithm of what stays unexplained, at each rung."""
     looked_at = sorted({number + step for number in rungs for step in (-_SPAN, 0, _SPAN)})
-    left = _unexplained(window, looked_at, profile, scale)
+    left = _unexplained(window, looked_at, profile, look)
     at = {number: left[place] for place, number in enumerate(looked_at)}
     before = torch.stack([at[number] - at[number - _SPAN] for number in rungs])
     after = torch.stack([at[number + _SPAN] - at[number] for number in rungs])
@@ -111,24 +108,24 @@ def _steepness(window: Tensor, last: int, profile: int) -> Tensor:
 
     It counts a stride later: where the slope begins must stay level, since there the radius is found to a percent.
     """
-    passed = list(range(_WAY.first, last + 1, _STRIDE))
+    passed = list(range(_WAY_FROM, last + 1, _STRIDE))
     if len(passed) <= _IN_A_ROW:
         return torch.zeros(len(RADII_PX), device=window.device)
     excess = (_unexplained(window, passed, profile, _WAY).diff() - _LEVEL).clamp_min(0.0)
     least = F.pad(excess.unfold(0, _IN_A_ROW, 1).amin(-1), (_IN_A_ROW, 0))
     # In straight lines between strides.
-    place = ((torch.arange(len(RADII_PX)) - _WAY.first) / _STRIDE - 1.0).clamp(0.0, len(passed) - 1.0)
+    place = ((torch.arange(len(RADII_PX)) - _WAY_FROM) / _STRIDE - 1.0).clamp(0.0, len(passed) - 1.0)
     lower, upper = place.floor().to(torch.int64), place.ceil().to(torch.int64)
     return torch.lerp(least[lower], least[upper], (place - lower).to(least))
 
 
-def _unexplained(window: Tensor, rungs: list[int], profile: int, scale: _Scale) -> Tensor:
+def _unexplained(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Tensor:
     """Logarithm of what stays unexplained by light through each of ascending rungs."""
     ladder = blur_ladder().defocused[profile].to(window.device)
     tables = torch.stack([_beyond(ladder, number) for number in rungs])
     widest = RADII_PX[0] * RUNG_RATIO ** rungs[-1]
-    light = Deconvolution(F.avg_pool2d(window[None].float(), scale.side_px), scale.side_px, widest, tables)
-    light.advanced(scale.steps)
+    light = Deconvolution(F.avg_pool2d(window[None].float(), look.side_px), look.side_px, widest, tables)
+    light.advanced(look.steps)
     return light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 

@@ -407,16 +407,15 @@ def initial_network(config: TrainingConfig) -> RefocusNetwork:
     if config.initial_weights is not None:
         kind, _, name = config.initial_weights.partition(":")
         package = ModelPackage.bundled(name) if kind == "bundled" else ModelPackage.load(config.initial_weights)
-        given, wanted = package.config.network, config.network
+        given, wanted, weights = package.config.network, config.network, package.weights
         if wanted.guided and given == wanted.model_copy(update={"channels": 1, "guided": False}):
-            network.load_state_dict(guided_start(network, package.weights))
-            return network
-        if given != wanted:
+            weights = guided_start(network, weights)
+        elif given != wanted:
             raise ModelUnfit(
                 f"initial_weights {config.initial_weights!r} is a network {given}, and recipe "
                 f"{config.name!r} trains {wanted}. Take the network from the package, or start from None."
             )
-        network.load_state_dict(package.weights)
+        network.load_state_dict(weights)
     return network
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from refocus.optics.brightfield import Stain
@@ -30,7 +31,7 @@ def grow_mosaic(grid: Grid, generator: torch.Generator) -> Specimen:
     # The last one is the ground, which -1 stands for.
     brightness[-1] = _drawn(generator, 0.0, 0.1)
     emission = torch.zeros(grid.shape)
-    emission[grid.slices // 2] = _means(brightness[owner] * shade)
+    emission[grid.slices // 2] = F.avg_pool2d((brightness[owner] * shade)[None], _FINER)[0]
     return Specimen.fluorescent("mosaic", emission, grid)
 
 
@@ -44,7 +45,7 @@ def grow_stained_mosaic(grid: Grid, generator: torch.Generator) -> Specimen:
         for number, (red, green, blue) in enumerate(uniform(generator, 0.02, 0.8, 3, 3).tolist())
     )
     amounts = torch.zeros(grid.slices, 3, *grid.shape[1:])
-    amounts[grid.slices // 2] = _means((mixtures[owner] * shade[..., None]).movedim(-1, 0))
+    amounts[grid.slices // 2] = F.avg_pool2d((mixtures[owner] * shade[..., None]).movedim(-1, 0), _FINER)
     return Specimen.stained("stained_mosaic", amounts, dyes, grid)
 
 
@@ -95,11 +96,6 @@ def _inside(along: Tensor, across: Tensor, kind: float, aspect: float) -> Tensor
     if kind < 0.85:
         return (along.abs() < 0.8) & (across.abs() < 0.6 * aspect)
     return (along.abs() < 1.0) & (across.abs() < 0.1)
-
-
-def _means(fine: Tensor) -> Tensor:
-    *leading, height, width = fine.shape
-    return fine.reshape(*leading, height // _FINER, _FINER, width // _FINER, _FINER).mean((-3, -1))
 
 
 def _drawn(generator: torch.Generator, low: float, high: float) -> float:
