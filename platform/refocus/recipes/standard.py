@@ -37,7 +37,7 @@ def fluorescence() -> TrainingConfig:
         modality="fluorescence",
         network=_network(),
         crop_px=288,
-        zoom=(0.5, 1.25),
+        zoom=(0.5, 2.2),
         grain_share=0.35,
         batch_size=32,
         steps=100_000,
@@ -64,6 +64,7 @@ def brightfield() -> TrainingConfig:
             "name": "brightfield",
             "modality": "brightfield",
             "network": _network(channels=3, guided=True),
+            "zoom": (0.5, 1.25),
         }
     )
 
