@@ -204,7 +204,9 @@ class _Heads(nn.Module):
 
     def forward(self, fine: Tensor, bottom: Tensor, padded: Tensor, changes: Sequence[Tensor] = ()) -> Prediction:
         """`changes`: one for each proposal, [B, C, H, W] or half of that a side."""
-        raw = self.pixels(fine).float()
+        # As precise as the weights, not autocast: rounded to 8 bits, shares of large changes make visible seams.
+        with torch.autocast(fine.device.type, enabled=False):
+            raw = self.pixels(fine.to(self.pixels.weight.dtype)).float()
         residual, raw_scale = F.pixel_shuffle(raw[:, : self.answers], self.unshuffle).chunk(2, 1)
         image = padded.float() + residual
         # One by one, by weighted sums: einsum would make a matrix product of five numbers for each pixel.

@@ -9,13 +9,15 @@ from scipy import ndimage
 from scipy.signal import fftconvolve
 
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
-from refocus.model.checkpoint import ModelPackage, PackageConfig
+from refocus.model.checkpoint import ModelPackage, PackageConfig, bundled_names
 from refocus.model.inverse_filters import GAIN
 from refocus.model.networks import NetworkConfig, build_network
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, restore
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
+
+STANDARD = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
 
 
 def _package(channels: int = 1, *, stirred: float = 0.0) -> ModelPackage:
@@ -155,6 +157,23 @@ def test_tiled_and_whole_agree_below_a_grey_level() -> None:
     assert np.abs(whole - tiled).max() < span / 255
 
 
+@pytest.mark.parametrize("name", bundled_names())
+def test_bundled_weights_show_no_seam_in_half_precision(name: str) -> None:
+    package = ModelPackage.bundled(name)
+    rng = np.random.default_rng(2)
+    stain = ndimage.gaussian_filter((rng.random((420, 420)) > 0.998).astype(np.float64), 3.0)
+    stain /= stain.max()
+    coloured = package.config.channels == 3
+    light = np.stack([np.exp(-strength * stain) for strength in (0.5, 1.5, 1.0)], -1) if coloured else stain[..., None]
+    psf = widefield_psf(STANDARD, torch.tensor([4.0]), size_px=161)[0].numpy()
+    around = np.pad(light, ((80, 80), (80, 80), (0, 0)), mode="reflect")
+    blurred = fftconvolve(around, psf[..., None], mode="valid", axes=(0, 1)).clip(0)
+    image = rng.poisson(1500 * blurred / blurred.max()).astype(np.float32).squeeze()
+    whole, tiled = (restore(image, package, precision="bf16", tile_px=tile_px).pixels for tile_px in (1024, 160))
+    assert np.abs(whole - image).max() > 0.2 * np.ptp(image)
+    assert np.abs(whole - tiled).max() < np.ptp(whole) / 255
+
+
 def test_a_given_normalisation_is_used_and_reported() -> None:
     chosen = Normalisation(10.0, 50.0)
     result = restore(_image((3, 20, 20)), CHANGING, axes="ZYX", normalisation=chosen)
@@ -188,8 +207,7 @@ def test_tiles_of_a_widely_blurred_image_agree() -> None:
         built, PackageConfig(name="t", modality="fluorescence", network=network, largest_blur_px=35.0, halo_px=64)
     )
     rng = np.random.default_rng(0)
-    system = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
-    psf = widefield_psf(system, torch.tensor([6.0]), size_px=81)[0].numpy()
+    psf = widefield_psf(STANDARD, torch.tensor([6.0]), size_px=81)[0].numpy()
     spots = ndimage.uniform_filter((rng.random((620, 620)) > 0.9985).astype(np.float64), 15)
     image = rng.poisson(20 + 2e5 * fftconvolve(spots, psf, mode="same").clip(0)).astype(np.uint16)
     whole, tiled, narrow = (
