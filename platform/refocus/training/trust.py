@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,18 @@ Image = npt.NDArray[Any]
 
 #: Fractions of the largest blur at which intervals are calibrated: the whole range, evenly.
 CALIBRATION_STEPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_LOW_SYSTEM = OpticalSystem(numerical_aperture=0.45, wavelength_um=0.6, pixel_size_um=0.5)
+_STEEP_SYSTEM = OpticalSystem(numerical_aperture=0.9, wavelength_um=0.525, pixel_size_um=0.16)
+#: Objectives through which restraint is fitted: through the first alone it held back what others need. Intervals are
+#: calibrated through the first.
+RESTRAINT_SYSTEMS = (STANDARD_SYSTEM, _LOW_SYSTEM, _STEEP_SYSTEM)
 IN_RANGE_STEPS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 BEYOND_STEPS = (1.5, 1.6, 1.75, 2.0)
 #: Share of tiles in range that the threshold lets be flagged: one point below what is asked, for the other rules.
 FALSE_ALARMS = 0.04
 #: Objectives on which the gate is fitted; equal blur in pixels looks a little different through each. With the next two
 #: in the fit, too, the first flags 6% in range and 92% beyond in place of 2.5% and 99%.
-GATE_SYSTEMS = (STANDARD_SYSTEM, OpticalSystem(numerical_aperture=0.45, wavelength_um=0.6, pixel_size_um=0.5))
+GATE_SYSTEMS = (STANDARD_SYSTEM, _LOW_SYSTEM)
 #: Objectives on which it is measured as well: coarser and finer sampling than any in the fit.
 OTHER_SYSTEMS = (
     OpticalSystem(numerical_aperture=0.95, wavelength_um=0.5, pixel_size_um=0.16),
@@ -61,21 +67,25 @@ def with_calibration(
     seed : int
     progress : callable, optional
     """
-    settings = _at_steps(STANDARD_SYSTEM, package.config.largest_blur_px, CALIBRATION_STEPS, (1000.0, 2000.0), seed)
-    total = 2 * len(images) * len(settings.defocus_um) * len(settings.photons)
+    largest = package.config.largest_blur_px
+    usual = _at_steps(STANDARD_SYSTEM, largest, CALIBRATION_STEPS, (1000.0, 2000.0), seed)
+    several = [_at_steps(system, largest, CALIBRATION_STEPS, (1400.0,), seed) for system in RESTRAINT_SYSTEMS]
+    total = sum(len(images) * len(s.defocus_um) * len(s.photons) for s in (*several, usual))
+    counted = count(1)
 
-    def seen(by: ModelPackage, done: int) -> Iterator[tuple[Scene, Restoration]]:
+    def seen(by: ModelPackage, settings: SceneSettings) -> Iterator[tuple[Scene, Restoration]]:
         model = LoadedModel(by, device=device)
-        for number, scene in enumerate(scenes_of(images, settings), done + 1):
+        for scene in scenes_of(images, settings):
             given = np.ascontiguousarray(_like_restored(scene.image))
             yield scene, model.restore(given, axes="YXS" if len(scene.image) == 3 else "CYX", with_scale=True)
             if progress is not None:
-                progress(number, total)
+                progress(next(counted), total)
 
     free = _configured(package, restraint=Restraint())
-    restrained = _configured(package, restraint=fit_restraint(_change(*pair) for pair in seen(free, 0)))
-    rng = np.random.default_rng(settings.seed)
-    drawn = (_drawn(*pair, rng, pixels_per_scene) for pair in seen(restrained, total // 2))
+    changes = (_change(*pair) for settings in several for pair in seen(free, settings))
+    restrained = _configured(package, restraint=fit_restraint(changes))
+    rng = np.random.default_rng(seed)
+    drawn = (_drawn(*pair, rng, pixels_per_scene) for pair in seen(restrained, usual))
     return _configured(restrained, calibration=fit_calibration(drawn))
 
 

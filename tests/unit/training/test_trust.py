@@ -34,7 +34,9 @@ def images(start, count):
 def test_an_untrained_network_is_the_input_with_an_honest_interval_after_calibration():
     raw = package()
     assert raw.config.calibration.factor == (LAPLACE_FACTOR_90,)
-    fitted = with_calibration(raw, images(0, 10), pixels_per_scene=500)
+    told = []
+    fitted = with_calibration(raw, images(0, 10), pixels_per_scene=500, progress=lambda *counts: told.append(counts))
+    assert told == [(number, len(told)) for number in range(1, len(told) + 1)]
     assert fitted.digest != raw.digest
     assert fitted.config.calibration.specimens == 10
     report = evaluate(
