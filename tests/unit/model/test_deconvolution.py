@@ -6,19 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from blurs import blur_planes, out_of_focus
 from refocus.model.deconvolution import STAGES, RichardsonLucy, schedule
 from refocus.model.inverse_filters import GAIN
-from refocus.optics.ladder import PROFILES, RADII_PX, Profile
-from refocus.optics.psf import widefield_psf
-from refocus.optics.settings import OpticalSystem
-
-SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
-
-
-def _blur_planes(radius_px: float, height: int, width: int) -> torch.Tensor:
-    planes = torch.full((1, 2, height, width), radius_px)
-    planes[:, 1] = PROFILES.index(Profile(0.4, 0.75))
-    return planes
+from refocus.optics.ladder import PROFILES, RADII_PX
 
 
 def _spots(side: int = 256) -> torch.Tensor:
@@ -27,16 +18,11 @@ def _spots(side: int = 256) -> torch.Tensor:
     return F.avg_pool2d(points, 7, 1, 3) * 49
 
 
-def _blurred(sharp: torch.Tensor, radius_px: float) -> torch.Tensor:
-    psf = widefield_psf(SYSTEM, torch.tensor([SYSTEM.defocus_um_for(radius_px)]), size_px=sharp.shape[-1])[0]
-    return torch.fft.irfft2(torch.fft.rfft2(sharp) * torch.fft.rfft2(torch.fft.ifftshift(psf)), s=sharp.shape[-2:])
-
-
 @pytest.mark.parametrize("radius_px", [7.0, 14.0, 28.0])
 def test_the_second_stage_comes_nearer_to_what_was_blurred(radius_px: float) -> None:
     sharp = _spots()
-    blurred = _blurred(sharp, radius_px)
-    change = RichardsonLucy()(blurred, _blur_planes(radius_px, 256, 256)) / GAIN
+    blurred = out_of_focus(sharp, radius_px)
+    change = RichardsonLucy()(blurred, blur_planes(radius_px, 256, 256)) / GAIN
     means, truth = F.avg_pool2d(blurred, 2), F.avg_pool2d(sharp, 2)
     inside = (..., slice(24, -24), slice(24, -24))
     errors = [(means + step - truth)[inside].square().mean() for step in (0.0 * change[:, :1], *change.split(1, 1))]
@@ -53,9 +39,9 @@ def test_wide_blurs_get_more_steps_at_no_more_cost() -> None:
 
 
 def test_light_stays_in_the_image_and_is_positive() -> None:
-    blurred = _blurred(_spots(), 10.0)
+    blurred = out_of_focus(_spots(), 10.0)
     means = F.avg_pool2d(blurred, 2)
-    for change in RichardsonLucy()(blurred, _blur_planes(10.0, 256, 256)).split(1, 1):
+    for change in RichardsonLucy()(blurred, blur_planes(10.0, 256, 256)).split(1, 1):
         found = means + change / GAIN
         # The transfer function of focus rings a little about bright spots.
         assert found.min() > -0.05 * found.max()
@@ -65,7 +51,7 @@ def test_light_stays_in_the_image_and_is_positive() -> None:
 
 def test_near_focus_it_has_nothing_to_say() -> None:
     x = torch.rand(1, 3, 64, 64)
-    answer = RichardsonLucy()(x, _blur_planes(2.0, 64, 64))
+    answer = RichardsonLucy()(x, blur_planes(2.0, 64, 64))
     assert answer.shape == (1, 3 * STAGES, 32, 32)
     assert answer.eq(0).all()
 
@@ -73,10 +59,10 @@ def test_near_focus_it_has_nothing_to_say() -> None:
 @pytest.mark.parametrize(("radius_px", "halo_px"), [(9.0, 64), (21.0, 224)])
 def test_tiles_agree_with_the_whole(radius_px: float, halo_px: int) -> None:
     side, cut = 2 * halo_px + 256, 64
-    x = _blurred(_spots(side), radius_px)
+    x = out_of_focus(_spots(side), radius_px)
     deconvolution = RichardsonLucy()
-    whole = deconvolution(x, _blur_planes(radius_px, side, side)) / GAIN
-    part = deconvolution(x[..., cut:], _blur_planes(radius_px, side, side - cut)) / GAIN
+    whole = deconvolution(x, blur_planes(radius_px, side, side)) / GAIN
+    part = deconvolution(x[..., cut:], blur_planes(radius_px, side, side - cut)) / GAIN
     # A halo from the cut, what the steps passed on from there has faded: a tenth of a grey level of 8 bits at most,
     # though the two fields have transforms of different length.
     difference = (whole[..., (cut + halo_px) // 2 :] - part[..., halo_px // 2 :]).abs().max()
@@ -85,8 +71,8 @@ def test_tiles_agree_with_the_whole(radius_px: float, halo_px: int) -> None:
 
 def test_uneven_radii_between_rungs_mix_their_answers() -> None:
     x, deconvolution = _spots(96), RichardsonLucy()
-    low, high = (deconvolution(x, _blur_planes(RADII_PX[rung], 96, 96)) for rung in (30, 31))
-    planes = _blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96)
+    low, high = (deconvolution(x, blur_planes(RADII_PX[rung], 96, 96)) for rung in (30, 31))
+    planes = blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96)
     planes[:, 0, :, 48:] = RADII_PX[31]
     mixed = deconvolution(x, planes)
     torch.testing.assert_close(mixed[..., :24], 0.5 * (low + high)[..., :24], atol=1e-4, rtol=0)  # rounding
@@ -96,11 +82,11 @@ def test_uneven_radii_between_rungs_mix_their_answers() -> None:
 def test_an_even_radius_between_rungs_is_deconvolved_by_itself() -> None:
     deconvolution, middle_px = RichardsonLucy(), (RADII_PX[52] * RADII_PX[53]) ** 0.5
     sharp = _spots()
-    blurred = _blurred(sharp, middle_px)
+    blurred = out_of_focus(sharp, middle_px)
     means, truth = F.avg_pool2d(blurred, 2), F.avg_pool2d(sharp, 2)
     inside = (..., slice(24, -24), slice(24, -24))
     left = [
-        (means + deconvolution(blurred, _blur_planes(radius, 256, 256))[:, 1:] / GAIN - truth)[inside].square().mean()
+        (means + deconvolution(blurred, blur_planes(radius, 256, 256))[:, 1:] / GAIN - truth)[inside].square().mean()
         for radius in (RADII_PX[52], middle_px, RADII_PX[53])
     ]
     # A little wider than the truth is best after so many steps: what counts is that it beats mixing both.

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from blurs import blur_planes, out_of_focus
 from refocus.model.inverse_filters import GAIN, REACH_PX, InverseFilters, inverse_gains
-from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, Profile
-from refocus.optics.psf import widefield_psf
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX
 
-SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
 LEVELS = ((3e-4, 60.0), (1.2e-2, 20.0))
-
-
-def _blur_planes(radius_px: float, height: int, width: int) -> torch.Tensor:
-    planes = torch.full((1, 2, height, width), radius_px)
-    planes[:, 1] = PROFILES.index(Profile(0.4, 0.75))
-    return planes
-
-
-def _blurred(sharp: torch.Tensor, radius_px: float) -> torch.Tensor:
-    """Periodic blur with the wave-optical PSF, through the transform of the whole image."""
-    psf = widefield_psf(SYSTEM, torch.tensor([SYSTEM.defocus_um_for(radius_px)]), size_px=sharp.shape[-1])[0]
-    return torch.fft.irfft2(torch.fft.rfft2(sharp) * torch.fft.rfft2(torch.fft.ifftshift(psf)), s=sharp.shape[-2:])
 
 
 def _scene(side: int = 384) -> torch.Tensor:
@@ -33,8 +19,8 @@ def _scene(side: int = 384) -> torch.Tensor:
 
 def test_the_filter_for_a_blur_undoes_most_of_it() -> None:
     sharp = _scene()
-    blurred = _blurred(sharp, 7.0)
-    found = blurred + InverseFilters(LEVELS)(blurred, _blur_planes(7.0, 384, 384))[:, :1] / GAIN
+    blurred = out_of_focus(sharp, 7.0)
+    found = blurred + InverseFilters(LEVELS)(blurred, blur_planes(7.0, 384, 384))[:, :1] / GAIN
     inside = (..., slice(64, -64), slice(64, -64))
     before = (blurred - sharp)[inside].square().mean()
     # White detail of 7 px under a blur of 14 px: even without noise a regularised inverse leaves what lies near the
@@ -51,7 +37,7 @@ def test_every_filter_keeps_the_light() -> None:
 def test_a_constant_needs_no_change_at_any_size() -> None:
     filters = InverseFilters(LEVELS)
     for size in ((1, 1), (5, 40), (64, 64)):
-        answer = filters(torch.full((1, 3, *size), 0.7), _blur_planes(12.0, *size))
+        answer = filters(torch.full((1, 3, *size), 0.7), blur_planes(12.0, *size))
         assert answer.shape == (1, 6, *size)
         assert answer.abs().max() < 1e-4  # a transform's rounding
 
@@ -59,15 +45,15 @@ def test_a_constant_needs_no_change_at_any_size() -> None:
 def test_a_filter_reaches_no_further_than_it_says() -> None:
     point = torch.zeros(1, 1, 1, 2 * REACH_PX + 101)
     point[..., 50] = 1.0
-    answer = InverseFilters(LEVELS)(point, _blur_planes(RADII_PX[-1], 1, point.shape[-1]))[0, 0, 0]
+    answer = InverseFilters(LEVELS)(point, blur_planes(RADII_PX[-1], 1, point.shape[-1]))[0, 0, 0]
     # Gains between their columns are interpolated: a ten-thousandth of the peak wraps around.
     assert answer[50 + REACH_PX + 2 :].abs().max() < 1e-2 * answer.abs().max()
 
 
 def test_uneven_radii_between_rungs_mix_their_filters() -> None:
     x, filters = _scene(96), InverseFilters(LEVELS)
-    low, high = filters(x, _blur_planes(RADII_PX[30], 96, 96)), filters(x, _blur_planes(RADII_PX[31], 96, 96))
-    planes = _blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96)
+    low, high = filters(x, blur_planes(RADII_PX[30], 96, 96)), filters(x, blur_planes(RADII_PX[31], 96, 96))
+    planes = blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96)
     planes[:, 0, :, 48:] = RADII_PX[31]
     mixed = filters(x, planes)
     torch.testing.assert_close(mixed[..., :48], 0.5 * (low + high)[..., :48], atol=1e-4, rtol=0)  # rounding
@@ -77,7 +63,7 @@ def test_uneven_radii_between_rungs_mix_their_filters() -> None:
 def test_an_even_radius_between_rungs_gets_a_filter_between_theirs() -> None:
     x, filters = _scene(96), InverseFilters(LEVELS)
     radii = RADII_PX[30], (RADII_PX[30] * RADII_PX[31]) ** 0.5, RADII_PX[31]
-    low, middle, high = (filters(x, _blur_planes(radius, 96, 96)) for radius in radii)
+    low, middle, high = (filters(x, blur_planes(radius, 96, 96)) for radius in radii)
     apart = float((high - low).square().mean())
     assert 0.1 * apart < float((middle - low).square().mean()) < 0.6 * apart
     assert 0.1 * apart < float((middle - high).square().mean()) < 0.6 * apart
@@ -85,21 +71,21 @@ def test_an_even_radius_between_rungs_gets_a_filter_between_theirs() -> None:
 
 def test_each_place_gets_the_filter_of_its_own_radius() -> None:
     x, filters = _scene(128), InverseFilters(LEVELS)
-    planes = _blur_planes(RADII_PX[20], 128, 128)
+    planes = blur_planes(RADII_PX[20], 128, 128)
     planes[:, 0, :, 64:] = RADII_PX[40]
     mixed = filters(x, planes)
-    torch.testing.assert_close(mixed[..., :64], filters(x, _blur_planes(RADII_PX[20], 128, 128))[..., :64])
-    torch.testing.assert_close(mixed[..., 64:], filters(x, _blur_planes(RADII_PX[40], 128, 128))[..., 64:])
+    torch.testing.assert_close(mixed[..., :64], filters(x, blur_planes(RADII_PX[20], 128, 128))[..., :64])
+    torch.testing.assert_close(mixed[..., 64:], filters(x, blur_planes(RADII_PX[40], 128, 128))[..., 64:])
 
 
 def test_no_blur_asks_for_no_change() -> None:
     x = _scene(64)
-    assert InverseFilters(LEVELS)(x, _blur_planes(0.0, 64, 64)).eq(0).all()
+    assert InverseFilters(LEVELS)(x, blur_planes(0.0, 64, 64)).eq(0).all()
 
 
 def test_gains_travel_with_the_weights_and_are_used_at_once() -> None:
     ours, other = InverseFilters(LEVELS[:1]), InverseFilters(LEVELS[1:])
-    x, planes = _scene(64), _blur_planes(9.0, 64, 64)
+    x, planes = _scene(64), blur_planes(9.0, 64, 64)
     before = ours(x, planes)
     ours.load_state_dict(other.state_dict())
     assert not torch.allclose(ours(x, planes), before, atol=1e-2)

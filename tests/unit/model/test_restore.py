@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
+from blurs import STANDARD
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
 from refocus.model.checkpoint import ModelPackage, PackageConfig, bundled_names
 from refocus.model.inverse_filters import GAIN
@@ -15,9 +16,6 @@ from refocus.model.networks import NetworkConfig, build_network
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, restore
 from refocus.optics.psf import widefield_psf
-from refocus.optics.settings import OpticalSystem
-
-STANDARD = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
 
 
 def _package(channels: int = 1, *, stirred: float = 0.0) -> ModelPackage:
