@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
@@ -42,6 +43,8 @@ _EVEN_RUNGS = 2
 #: What light must say more for an unusual aperture that is not the likeliest, in nats a window: on calibration fields
 #: 0 to 12 choose alike, and dense sections need some 9.
 _USUAL_APERTURE, _CHANGE_NATS = 0.75, 10.0
+#: Of the mean over likely radii: how much a nat counts, how far from the likeliest, and parts of a rung.
+_CREDENCE, _LIKELY_RUNGS, _PARTS = 0.3, 5, 8
 #: By which one blur may differ through NA 0.4 and 0.75.
 _SAME_BLUR_RUNGS = 6
 #: From 20 px on steep apertures are told by their corners; below they look like NA 0.75 and a smaller radius, and
@@ -107,7 +110,7 @@ def estimate_blur(
     known = rung_costs(windows(lively), profile=profile)
     telling = (known.amax(-1) - known.amin(-1)).amax(-1).topk(min(len(lively), _WINDOWS_FOR_LIGHT)).indices
     asked = [lively[number] for number in telling.tolist()]
-    profile, gains = _likeliest(known, telling, windows(asked), profile)
+    profile, gains = _likeliest(known, telling, windows(asked), profile, absorbing=constants.absorbing)
     # A row of windows is in memory at a time.
     by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
     costs = torch.stack([rung_costs(row, profile=profile)[:, 0] for row in by_row])
@@ -127,7 +130,7 @@ def estimate_blur(
     )
 
 
-def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
+def fitting_blur(images: Tensor, *, profile: int | None = None, absorbing: bool = False) -> Tensor:
     """Radius and profile that fit each whole image best, or its radius in a known profile.
 
     Parameters
@@ -135,6 +138,8 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     images : Tensor, float32, shape [B, C, H, W]
         Normalised.
     profile : int, optional
+    absorbing : bool
+        Whether specimens take light away; images are complements then.
 
     Returns
     -------
@@ -143,7 +148,7 @@ def fitting_blur(images: Tensor, *, profile: int | None = None) -> Tensor:
     windows = images.mean(1)
     best = []
     for window, costs in zip(windows, rung_costs(windows, profile=profile), strict=True):
-        number, gains = _likeliest(costs[None], torch.tensor([0]), window[None], profile)
+        number, gains = _likeliest(costs[None], torch.tensor([0]), window[None], profile, absorbing=absorbing)
         best.append((_least_costly(costs[_row_of(number, profile)] - gains[0]), float(number)))
     return torch.tensor(best, device=images.device)
 
@@ -155,17 +160,30 @@ def with_blur(images: Tensor, blur: Tensor) -> Tensor:
 
 
 def _least_costly(costs: Tensor) -> float:
-    """Radius in pixels at the lowest point of costs [radii]: of a parabola through the best rung and its neighbours."""
+    """Radius in pixels by costs [radii], between rungs.
+
+    Where light is asked, the mean of what is likely about the lowest point: wide minima lean towards wide blurs, whose
+    filters do more harm. Below, the lowest point itself, of a parabola through the best rung and its neighbours.
+    """
     best = int(costs.argmin())
-    if not 0 < best < len(costs) - 1:
-        return RADII_PX[best]
-    below, lowest, above = costs[best - 1 : best + 2].tolist()
-    curvature = below - 2.0 * lowest + above
-    aside = round(RUNG_SHARES * 0.5 * (below - above) / curvature) / RUNG_SHARES if curvature > 0.0 else 0.0
-    return float(RADII_PX[best] * RUNG_RATIO**aside)
+    if best == 0:
+        return RADII_PX[0]
+    if best < FIRST_RUNG:
+        below, lowest, above = costs[best - 1 : best + 2].tolist()
+        curvature = below - 2.0 * lowest + above
+        place = best + (0.5 * (below - above) / curvature if curvature > 0.0 else 0.0)
+    else:
+        rungs = np.arange(len(costs))
+        between = np.arange(0.0, len(costs) - 1.0 + 1e-9, 1.0 / _PARTS)
+        cost = CubicSpline(rungs, costs.cpu().double().numpy())(between)
+        near = np.abs(between - between[cost.argmin()]) <= _LIKELY_RUNGS
+        place = float(np.average(between[near], weights=np.exp(-_CREDENCE * (cost[near] - cost.min()))))
+    return float(RADII_PX[0] * RUNG_RATIO ** (round(RUNG_SHARES * place) / RUNG_SHARES))
 
 
-def _likeliest(costs: Tensor, asked: Tensor, windows: Tensor, told: int | None) -> tuple[int, Tensor]:
+def _likeliest(
+    costs: Tensor, asked: Tensor, windows: Tensor, told: int | None, *, absorbing: bool
+) -> tuple[int, Tensor]:
     """The profile that spectrum and light find likeliest, or the told one, and what light says of its rungs.
 
     Parameters
@@ -176,6 +194,9 @@ def _likeliest(costs: Tensor, asked: Tensor, windows: Tensor, told: int | None) 
         Numbers of those windows among the n whose light is looked at.
     windows : Tensor, shape [m, h, w]
         These windows.
+    told : int or None
+    absorbing : bool
+        Whether specimens take light away.
 
     Returns
     -------
@@ -190,7 +211,9 @@ def _likeliest(costs: Tensor, asked: Tensor, windows: Tensor, told: int | None) 
         # Ways are steep through low apertures: against these they speak only where the spectrum prefers another.
         doubted = not _is_low(number) or (told is None and number != first)
         seen = zip(windows, own, strict=True)
-        gains[number] = torch.stack([support(window, known, number, doubted=doubted) for window, known in seen])
+        gains[number] = torch.stack(
+            [support(window, known, number, doubted=doubted, absorbing=absorbing) for window, known in seen]
+        )
         totals[number] = cost - float((own.amin(-1) - (own - gains[number]).amin(-1)).sum())
     best = min(contenders, key=lambda number: totals[number])
     return best, gains[best]

@@ -5,12 +5,15 @@ through the true one; through a wider one it cannot, since some of that light wo
 unexplained is level up to the true radius and steep beyond it, and at the corner lies the answer: on fields of 256 px
 within one rung of the ladder from 20 px on and three from 10 px on, where rings of zeros
 (:mod:`refocus.model.blur_spectrum`) are now and then confused with one another or with the specimen's own. Images
-without dark ground have no corner, and then nothing is said for any radius. What can be said against wide ones is how
-steep the way to them is: a nucleus of 40 px has a corner of its own at 40 px, far up a slope that begins at the blur.
+without dark ground have no corner, and then nothing is said for any radius. Soft specimens, and haze around them,
+leave light more ways: their corners are weak and lie beyond the blur, the further the weaker. What can be said against
+wide radii is how steep the way to them is: a nucleus of 40 px has a corner of its own at 40 px, far up a slope that
+begins at the blur.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,21 +28,27 @@ SMALLEST_WINDOW_PX = 160
 
 
 class _Look(NamedTuple):
-    """Side of the squares whose means are explained, and after how many steps what stays is measured."""
+    """Side of the squares whose means are explained, after how many steps what stays is measured, and which change of
+    slope is that of a sharp specimen.
+    """
 
     side_px: int
     steps: int
+    sharp: float = math.inf
 
 
 #: Narrower blurs, below 10 px, are the spectrum's matter.
 FIRST_RUNG = 39
 #: From 10 px, and from 20 px on.
-_LOOKS = ((range(FIRST_RUNG, 51), _Look(4, 12)), (range(51, len(RADII_PX)), _Look(8, 20)))
+_LOOKS = ((range(FIRST_RUNG, 51), _Look(4, 12, 1.0)), (range(51, len(RADII_PX)), _Look(8, 20, 1.5)))
 #: What counts for a rung: nats for each logarithm of the unexplained light that the slope changes by, and of those at
 #: most so many. On 24 specimens of the calibration split through five objectives 15 to 30 nats did alike.
 _NATS, _SHARPEST = 20.0, 2.0
 #: No rung gains more in a window.
 MOST_NATS = _NATS * _SHARPEST
+#: How many rungs a corner lies beyond the blur for each logarithm by which it is weaker than a sharp specimen's, and at
+#: most. Found on 40 training specimens, magnified up to four times and with haze added.
+_RUNGS_BEYOND, _FURTHEST_BEYOND = 1.2, 5.0
 #: Rungs on both sides between which the corner is measured.
 _SPAN = 3
 #: Where it rises by more than this before a rung, the corner was passed.
@@ -59,7 +68,7 @@ _PLAUSIBLE_NATS = 30.0
 _FIRST_BELIEVED = 24
 
 
-def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True) -> Tensor:
+def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True, absorbing: bool = False) -> Tensor:
     """How much each rung of the ladder gains or loses by the light that could explain a window, in nats.
 
     Parameters
@@ -72,6 +81,8 @@ def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True
         Whose rungs these are.
     doubted : bool
         Whether the way to a rung can speak against it.
+    absorbing : bool
+        Specimens that take light away have weak corners at the blur itself, not beyond it.
 
     Returns
     -------
@@ -87,6 +98,8 @@ def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True
             rungs = [number for number in plausible if number in reach]
             if rungs:
                 gains[rungs] = _NATS * _corners(window, rungs, profile, look).clamp(0.0, _SHARPEST)
+        if not absorbing:
+            gains = _before_weak_corners(gains)
         if doubted and plausible[-1] > _WAY_FROM and PROFILES[profile].numerical_aperture < _STEEP_BY_ITSELF:
             gains -= _NATS_AGAINST * _steepness(window, plausible[-1], profile)
     return gains
@@ -103,6 +116,17 @@ def _corners(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Ten
     return after - before - _STEEP_COUNTS * (before - _STEEP).clamp_min(0.0)
 
 
+def _before_weak_corners(gains: Tensor) -> Tensor:
+    """Move what corners gain [radii] to narrower rungs, by as much as the sharpest of them is weak."""
+    sharpest = int(gains.argmax())
+    sharp = next((look.sharp for reach, look in _LOOKS if sharpest in reach), math.inf)
+    change = float(gains[sharpest]) / _NATS
+    if not 0.0 < change < sharp < math.inf:
+        return gains
+    beyond = min(_RUNGS_BEYOND * math.log(sharp / change), _FURTHEST_BEYOND)
+    return _read_at(gains, torch.arange(len(gains), device=gains.device) + beyond)
+
+
 def _steepness(window: Tensor, last: int, profile: int) -> Tensor:
     """By how much the way up to each rung, up to `last`, has been steeper than `_LEVEL` in every stride: [radii].
 
@@ -113,10 +137,14 @@ def _steepness(window: Tensor, last: int, profile: int) -> Tensor:
         return torch.zeros(len(RADII_PX), device=window.device)
     excess = (_unexplained(window, passed, profile, _WAY).diff() - _LEVEL).clamp_min(0.0)
     least = F.pad(excess.unfold(0, _IN_A_ROW, 1).amin(-1), (_IN_A_ROW, 0))
-    # In straight lines between strides.
-    place = ((torch.arange(len(RADII_PX)) - _WAY_FROM) / _STRIDE - 1.0).clamp(0.0, len(passed) - 1.0)
+    return _read_at(least, (torch.arange(len(RADII_PX), device=window.device) - _WAY_FROM) / _STRIDE - 1.0)
+
+
+def _read_at(values: Tensor, place: Tensor) -> Tensor:
+    """Values [n] at places between their numbers, in straight lines; constant beyond the first and last."""
+    place = place.clamp(0.0, len(values) - 1.0)
     lower, upper = place.floor().to(torch.int64), place.ceil().to(torch.int64)
-    return torch.lerp(least[lower], least[upper], (place - lower).to(least))
+    return torch.lerp(values[lower], values[upper], (place - lower).to(values))
 
 
 def _unexplained(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Tensor:

@@ -55,6 +55,11 @@ class Normalisation:
                 f"offset is {self.offset} and scale {self.scale}; both must be finite and scale not zero."
             )
 
+    @property
+    def absorbing(self) -> bool:
+        """Whether the specimen takes light away."""
+        return self.scale < 0
+
     def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return float32 in normalised units; subtraction happens in float64 where a wide integer needs it."""
         wide = pixels.dtype.itemsize > 2 and pixels.dtype != np.float32

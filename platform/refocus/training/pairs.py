@@ -200,13 +200,18 @@ class PairMaker:
         to trust too little.
         """
         if not self.augment:
-            return fitting_blur(pairs.image)
+            return fitting_blur(pairs.image, absorbing=self.config.absorbing)
         chance = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(int(s) ^ _HINT)) for s in seeds])
         known = [
             profile if share < _OPTICS_SHARE and profile != _UNKNOWN else None
             for share, profile in zip(chance[:, 0].tolist(), profiles, strict=True)
         ]
-        found = torch.cat([fitting_blur(image[None], profile=at) for image, at in zip(pairs.image, known, strict=True)])
+        found = torch.cat(
+            [
+                fitting_blur(image[None], profile=at, absorbing=self.config.absorbing)
+                for image, at in zip(pairs.image, known, strict=True)
+            ]
+        )
         chance = chance.to(self.device)
         error = torch.special.ndtri(chance[:, 1].clamp(0.01, 0.99)) * _ESTIMATE_ERROR
         near = (pairs.blur_radius_px * error.exp()).clamp(RADII_PX[0], RADII_PX[-1])

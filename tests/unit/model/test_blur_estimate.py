@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import uniform_filter
 from skimage import data as skimage_data
 
-from refocus.model.blur_estimate import WINDOW_PX, estimate_blur, fitting_blur, with_blur
+from refocus.model.blur_estimate import WINDOW_PX, _least_costly, estimate_blur, fitting_blur, with_blur
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import estimate as normalised_by
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, Profile, nearest_profile
@@ -67,6 +67,21 @@ def test_told_optics_find_blurs_that_look_like_others_through_usual_ones(
             assert (found.profile == profile) if known is not None else (found.profile in BLIND_PROFILES)
     # Between two samplings of the steepest profiles two fifths remain.
     assert errors["told"] < min(0.45, 0.7 * errors["blind"]), errors
+
+
+def test_wide_minima_are_read_by_their_mean_and_narrow_ones_by_their_lowest_point() -> None:
+    rungs = torch.arange(len(RADII_PX), dtype=torch.float32)
+    place = 52.3
+    narrow = 40.0 * (rungs - place).square()
+    assert _least_costly(narrow) == pytest.approx(1.06**place, rel=2e-3)
+    # Flat towards wider blurs, steep towards narrower ones, or the other way round.
+    leaning = torch.where(rungs < 52, 8.0 * (52.0 - rungs), (rungs - 52.0))
+    assert _least_costly(leaning) > RADII_PX[53]
+    assert _least_costly(leaning.flip(0).roll(41)) < RADII_PX[51]
+    # Below 10 px and at the ladder's first rung it is the lowest point, and at its end nothing beyond is made up.
+    assert _least_costly(leaning.roll(-20)) == pytest.approx(RADII_PX[32], rel=0.03)
+    assert _least_costly(rungs) == RADII_PX[0]
+    assert RADII_PX[60] < _least_costly(-2.0 * rungs) <= RADII_PX[63]
 
 
 def test_units_offset_and_type_change_nothing() -> None:

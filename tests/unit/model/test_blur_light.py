@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from refocus.model.blur_estimate import estimate_blur
-from refocus.model.blur_light import SMALLEST_WINDOW_PX, _beyond, support
+from refocus.model.blur_light import MOST_NATS, SMALLEST_WINDOW_PX, _before_weak_corners, _beyond, support
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import estimate
 from refocus.optics.ladder import PROFILES, RADII_PX, blur_ladder, nearest_profile
@@ -71,6 +71,33 @@ def test_a_large_nucleus_is_no_blur_of_its_own_size() -> None:
     for own in gains:
         assert float(own[at[13.0] - 1 : at[13.0] + 2].max()) >= 0.0
         assert float(own[at[37.0] :].max()) < -20.0, own
+
+
+def _corner(rung: int, nats: float) -> Tensor:
+    """What a corner of this height gains the rungs about it."""
+    return (nats - 0.3 * nats * (torch.arange(len(RADII_PX)) - float(rung)).abs()).clamp_min(0.0)
+
+
+def test_weak_corners_lie_beyond_the_blur() -> None:
+    # Sharp enough to be the blur's own: from 20 nats on below 20 px, from 30 on above.
+    for rung, nats in ((45, 20.0), (45, MOST_NATS), (57, 30.0)):
+        torch.testing.assert_close(_before_weak_corners(_corner(rung, nats)), _corner(rung, nats))
+    # 1.2 rungs further for each logarithm, and five at most: 1.2 ln(30 / 5.67) is two rungs.
+    weak = 30.0 / math.exp(2.0 / 1.2)
+    torch.testing.assert_close(_before_weak_corners(_corner(57, weak)), _corner(55, weak), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(_before_weak_corners(_corner(57, 0.01)), _corner(52, 0.01), atol=1e-6, rtol=0.0)
+    assert not _before_weak_corners(torch.zeros(len(RADII_PX))).any()
+
+
+def test_what_absorbs_has_weak_corners_at_the_blur_itself() -> None:
+    # Little is dark here, so corners are weak.
+    window = _seen(_nuclei(0) + 0.6, 25.0) + 0.3
+    shining, absorbing = (
+        support(window, _undecided(), PROFILE, doubted=False, absorbing=kind) for kind in (False, True)
+    )
+    assert 0.0 < float(absorbing.max()) < 30.0
+    assert not torch.equal(shining, absorbing)
+    torch.testing.assert_close(shining, _before_weak_corners(absorbing))
 
 
 def test_it_corrects_a_spectrum_that_takes_one_ring_for_another() -> None:
