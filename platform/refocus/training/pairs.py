@@ -18,11 +18,10 @@ from refocus.errors import ConfigurationError
 from refocus.model.blur_estimate import fitting_blur
 from refocus.optics.ladder import RADII_PX
 from refocus.training.config import TrainingConfig
+from refocus.training.grain import with_grain
 
 _MASK = 2**64 - 1
 _HINT, _GRAIN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
-#: Standard deviation of the widest grain.
-_WIDEST_GRAIN_PX = 1.2
 #: Shares of training samples whose optics are told, and of those whose radius is told beside them.
 _OPTICS_SHARE, _RADIUS_SHARE = 0.6, 0.35
 #: Relative error of a told radius, as large as estimates have on whole images.
@@ -114,7 +113,8 @@ class PairMaker:
             side = inner if sharp else self.config.crop_px
             pixels.append(self._view(batch.pixels[row], draws[row], zoom, side))
             if sharp and self.augment and draws[row, 7] < self.config.grain_share:
-                pixels[-1] = self._grained(pixels[-1], int(seeds[row]))
+                generator = torch.Generator().manual_seed(int(seeds[row]) ^ _GRAIN)
+                pixels[-1] = with_grain(pixels[-1], self.config.grain, generator, absorbing=self.config.absorbing)
             target.append(pixels[-1] if sharp else self._view(batch.target[row], draws[row], zoom, side))
             zooms.append(zoom)
         zoomed = torch.tensor(zooms, device=self.device)
@@ -141,21 +141,6 @@ class PairMaker:
             size = [max(round(n * zoom), min(side, self.config.crop_px)) for n in wanted]
             image = F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
         return _centre(image, min(side, image.shape[-2]), min(side, image.shape[-1]))
-
-    def _grained(self, image: Tensor, seed: int) -> Tensor:
-        """Specimen [C, h, w] with texture of its own, from single pixels to a few wide; clear ground stays clear."""
-        generator = torch.Generator().manual_seed(seed ^ _GRAIN)
-        drawn = torch.rand(2, generator=generator)
-        low, high = self.config.grain
-        strength, width_px = low * (high / low) ** float(drawn[0]), _WIDEST_GRAIN_PX * float(drawn[1])
-        reach = math.ceil(3.0 * width_px)
-        noise = torch.randn(1, *(side + 2 * reach for side in image.shape[-2:]), generator=generator)
-        along = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(width_px, 1e-3)).square())
-        along = along / along.norm()
-        texture = F.conv2d(F.conv2d(noise[None], along[None, None, None]), along[None, None, :, None])[0]
-        factor = torch.exp(strength * texture).to(image.device)
-        # What shines has so many times the light; what absorbs so many times the stain.
-        return image.clamp_min(0.0) ** factor if self.config.absorbing else image * factor
 
     def _defocused(
         self,

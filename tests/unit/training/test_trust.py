@@ -12,7 +12,7 @@ from refocus.optics.simulate import simulate_focal_series
 from refocus.training.evaluate import evaluate
 from refocus.training.methods import check_seams, network_method
 from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage
-from refocus.training.trust import OperatingPoint, operating_point, with_calibration, with_gate
+from refocus.training.trust import OperatingPoint, _grainy, operating_point, with_calibration, with_gate
 
 
 def package(channels=1):
@@ -53,6 +53,18 @@ def test_an_untrained_network_is_the_input_with_an_honest_interval_after_calibra
         before, after = (report.mean("psnr_db", m, band=band) for m in ("input", "untrained"))
         # Half-precision weights are exact for the identity; normalising and back costs float32 rounding.
         assert after == pytest.approx(before, abs=1e-3)
+
+
+def test_specimens_get_grain_of_their_own_and_keep_their_name():
+    plain = images(0, 2)
+    grainy = [_grainy(image, 0) for image in plain]
+    assert [image.specimen for image in grainy] == [image.specimen for image in plain]
+    factors = [np.log((a.pixels + 1e-3) / (b.pixels + 1e-3)) for a, b in zip(grainy, plain, strict=True)]
+    assert all(0.015 < factor.std() < 0.33 for factor in factors)
+    assert abs(np.corrcoef(factors[0].ravel(), factors[1].ravel())[0, 1]) < 0.1
+    # Equal names give equal grain, on any machine and in any order.
+    np.testing.assert_array_equal(_grainy(plain[1], 0).pixels, grainy[1].pixels)
+    assert not np.array_equal(_grainy(plain[1], 1).pixels, grainy[1].pixels)
 
 
 def test_colour_goes_through_a_colour_network():
