@@ -83,7 +83,11 @@ class BlurEstimate:
 
 
 def estimate_blur(
-    plane: npt.NDArray[np.generic], *, normalisation: Normalisation | None = None, profile: int | None = None
+    plane: npt.NDArray[np.generic],
+    *,
+    normalisation: Normalisation | None = None,
+    profile: int | None = None,
+    widest_px: float = RADII_PX[-1],
 ) -> BlurEstimate:
     """Estimate the blur of one plane.
 
@@ -96,6 +100,9 @@ def estimate_blur(
     profile : int, optional
         Of the optics, where they are known (:func:`refocus.optics.ladder.nearest_profile`); otherwise the one of
         :data:`refocus.optics.ladder.BLIND_PROFILES` that fits best.
+    widest_px : float
+        Wider radii are given as this one, where they are not what a network can undo: too wide is worse than too
+        narrow.
     """
     rows, columns = (min(length, WINDOW_PX) for length in plane.shape[1:])
     tops, lefts = (_starts(length) for length in plane.shape[1:])
@@ -110,7 +117,8 @@ def estimate_blur(
     known = rung_costs(windows(lively), profile=profile)
     telling = (known.amax(-1) - known.amin(-1)).amax(-1).topk(min(len(lively), _WINDOWS_FOR_LIGHT)).indices
     asked = [lively[number] for number in telling.tolist()]
-    profile, gains = _likeliest(known, telling, windows(asked), profile, absorbing=constants.absorbing)
+    within = sum(radius <= widest_px for radius in RADII_PX)
+    profile, gains = _likeliest(known, telling, windows(asked), profile, absorbing=constants.absorbing, within=within)
     # A row of windows is in memory at a time.
     by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
     costs = torch.stack([rung_costs(row, profile=profile)[:, 0] for row in by_row])
@@ -123,7 +131,7 @@ def estimate_blur(
     else:
         radii = torch.tensor(RADII_PX)[chosen]
     return BlurEstimate(
-        radii.numpy(),
+        radii.clamp(max=widest_px).numpy(),
         np.asarray(tops, np.float32) + 0.5 * (rows - 1),
         np.asarray(lefts, np.float32) + 0.5 * (columns - 1),
         profile,
@@ -182,7 +190,13 @@ def _least_costly(costs: Tensor) -> float:
 
 
 def _likeliest(
-    costs: Tensor, asked: Tensor, windows: Tensor, told: int | None, *, absorbing: bool
+    costs: Tensor,
+    asked: Tensor,
+    windows: Tensor,
+    told: int | None,
+    *,
+    absorbing: bool,
+    within: int = len(RADII_PX),
 ) -> tuple[int, Tensor]:
     """The profile that spectrum and light find likeliest, or the told one, and what light says of its rungs.
 
@@ -197,13 +211,15 @@ def _likeliest(
     told : int or None
     absorbing : bool
         Whether specimens take light away.
+    within : int
+        So many of the rungs speak for a profile: a corner at the ladder's end is seldom the blur's.
 
     Returns
     -------
     profile : int
     gains : Tensor, shape [m, radii]
     """
-    contenders = _contenders(costs, len(asked)) if told is None else {told: 0.0}
+    contenders = _contenders(costs[..., :within], len(asked)) if told is None else {told: 0.0}
     first = next(iter(contenders))
     gains, totals = {}, {}
     for number, cost in contenders.items():
@@ -214,7 +230,8 @@ def _likeliest(
         gains[number] = torch.stack(
             [support(window, known, number, doubted=doubted, absorbing=absorbing) for window, known in seen]
         )
-        totals[number] = cost - float((own.amin(-1) - (own - gains[number]).amin(-1)).sum())
+        gained = own[:, :within].amin(-1) - (own - gains[number])[:, :within].amin(-1)
+        totals[number] = cost - float(gained.sum())
     best = min(contenders, key=lambda number: totals[number])
     return best, gains[best]
 

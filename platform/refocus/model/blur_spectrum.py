@@ -34,6 +34,8 @@ _TEXTURE_NATS = ((2.0, 2.2, 1.4), (1.1, 1.7, 1.3), (0.3, 0.4, 0.9), (2.5, 0.1, 0
 _CREDENCE = 0.3
 #: A ring of a thousand frequencies is no thousand independent proofs: real spectra are not round.
 _MOST_PROOFS = 40.0
+#: Nor are the lowest rings: a few large objects leave rings of their own there. From this bin on a proof counts whole.
+_WHOLE_BIN = 10
 _NEWTON_STEPS = 3
 #: Where the spectrum does not tell the profile from texture, the usual one: in nats, log-normal in the sampling.
 _USUAL_SAMPLING, _SAMPLING_SPREAD, _SAMPLING_NATS = 0.42, 0.5, 4.0
@@ -139,7 +141,8 @@ def _spectra(windows: Tensor) -> _Spectra:
     unit = grouped.amax(1, keepdim=True).clamp_min(1e-20)
     # Below a millionth of the level there is rounding, not texture.
     empty = unit[:, 0] <= 1e-12 * level[:, 0, 0].square()
-    proofs = count / (1.0 + count / _MOST_PROOFS)
+    lowest = torch.tensor(_edges()[:-1], device=count.device)
+    proofs = count / (1.0 + count / _MOST_PROOFS) * (lowest / _WHOLE_BIN).clamp(max=1.0)
     return _Spectra(grouped / unit, (noise / unit[:, 0]).clamp_min(1e-9), proofs, empty)
 
 

@@ -183,7 +183,8 @@ class LoadedModel:
         repeated = channels // plane.shape[0]
         blurred = None
         if self.package.config.network.sees_blur:
-            blurred = estimate_blur(plane, normalisation=constants, profile=profile)
+            widest_px = self.package.config.largest_blur_px
+            blurred = estimate_blur(plane, normalisation=constants, profile=profile, widest_px=widest_px)
 
         def read(window: Window) -> Float32:
             normalised = constants.apply(plane[(slice(None), *window)])
