@@ -117,7 +117,7 @@ def estimate_blur(
     known = rung_costs(windows(lively), profile=profile)
     telling = (known.amax(-1) - known.amin(-1)).amax(-1).topk(min(len(lively), _WINDOWS_FOR_LIGHT)).indices
     asked = [lively[number] for number in telling.tolist()]
-    within = sum(radius <= widest_px for radius in RADII_PX)
+    within = max(1, sum(radius <= widest_px for radius in RADII_PX))
     profile, gains = _likeliest(known, telling, windows(asked), profile, absorbing=constants.absorbing, within=within)
     # A row of windows is in memory at a time.
     by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))

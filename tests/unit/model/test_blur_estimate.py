@@ -89,6 +89,7 @@ def test_no_radius_is_wider_than_what_can_be_undone() -> None:
     free, bound = estimate_blur(image, profile=6), estimate_blur(image, profile=6, widest_px=20.0)
     assert free.radius_px.min() > 25.0
     np.testing.assert_array_equal(bound.radius_px, np.minimum(free.radius_px, 20.0))
+    assert estimate_blur(image, widest_px=0.5).radius_px.max() == 0.5
 
 
 def test_a_few_large_objects_change_little() -> None:
