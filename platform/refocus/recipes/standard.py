@@ -78,7 +78,7 @@ def smoke() -> TrainingConfig:
             "crop_px": 128,
             "batch_size": 4,
             "steps": 200,
-            "learning_rate": 1e-4,
+            "learning_rate": 3e-5,
             "warmup_steps": 20,
             "ema_decay": 0.99,
             "checkpoint_interval_steps": 100,
