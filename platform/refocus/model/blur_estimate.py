@@ -18,7 +18,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
-from refocus.model.blur_spectrum import rung_costs
+from refocus.model.blur_spectrum import CREDENCE, rung_costs
 from refocus.model.normalisation import Normalisation, estimate
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_RATIO, RUNG_SHARES
 
@@ -43,8 +43,8 @@ _EVEN_RUNGS = 2
 #: What light must say more for an unusual aperture that is not the likeliest, in nats a window: on calibration fields
 #: 0 to 12 choose alike, and dense sections need some 9.
 _USUAL_APERTURE, _CHANGE_NATS = 0.75, 10.0
-#: Of the mean over likely radii: how much a nat counts, how far from the likeliest, and parts of a rung.
-_CREDENCE, _LIKELY_RUNGS, _PARTS = 0.3, 5, 8
+#: Of the mean over likely radii: how far from the likeliest, and parts of a rung.
+_LIKELY_RUNGS, _PARTS = 5, 8
 #: By which one blur may differ through NA 0.4 and 0.75.
 _SAME_BLUR_RUNGS = 6
 #: From 20 px on steep apertures are told by their corners; below they look like NA 0.75 and a smaller radius, and
@@ -181,11 +181,11 @@ def _least_costly(costs: Tensor) -> float:
         curvature = below - 2.0 * lowest + above
         place = best + (0.5 * (below - above) / curvature if curvature > 0.0 else 0.0)
     else:
-        rungs = np.arange(len(costs))
-        between = np.arange(0.0, len(costs) - 1.0 + 1e-9, 1.0 / _PARTS)
-        cost = CubicSpline(rungs, costs.cpu().double().numpy())(between)
+        last = len(costs) - 1
+        between = np.linspace(0.0, last, last * _PARTS + 1)
+        cost = CubicSpline(np.arange(last + 1), costs.cpu().double().numpy())(between)
         near = np.abs(between - between[cost.argmin()]) <= _LIKELY_RUNGS
-        place = float(np.average(between[near], weights=np.exp(-_CREDENCE * (cost[near] - cost.min()))))
+        place = float(np.average(between[near], weights=np.exp(-CREDENCE * (cost[near] - cost.min()))))
     return float(RADII_PX[0] * RUNG_RATIO ** (round(RUNG_SHARES * place) / RUNG_SHARES))
 
 

@@ -28,26 +28,23 @@ SMALLEST_WINDOW_PX = 160
 
 
 class _Look(NamedTuple):
-    """Side of the squares whose means are explained, after how many steps what stays is measured, and which change of
-    slope is that of a sharp specimen.
-    """
+    """Side of the squares whose means are explained, and after how many steps what stays is measured."""
 
     side_px: int
     steps: int
-    sharp: float = math.inf
 
 
 #: Narrower blurs, below 10 px, are the spectrum's matter.
 FIRST_RUNG = 39
-#: From 10 px, and from 20 px on.
-_LOOKS = ((range(FIRST_RUNG, 51), _Look(4, 12, 1.0)), (range(51, len(RADII_PX)), _Look(8, 20, 1.5)))
+#: From 10 px, and from 20 px on; and which change of slope is that of a sharp specimen there.
+_LOOKS = ((range(FIRST_RUNG, 51), _Look(4, 12), 1.0), (range(51, len(RADII_PX)), _Look(8, 20), 1.5))
 #: What counts for a rung: nats for each logarithm of the unexplained light that the slope changes by, and of those at
 #: most so many. On 24 specimens of the calibration split through five objectives 15 to 30 nats did alike.
 _NATS, _SHARPEST = 20.0, 2.0
 #: No rung gains more in a window.
 MOST_NATS = _NATS * _SHARPEST
 #: How many rungs a corner lies beyond the blur for each logarithm by which it is weaker than a sharp specimen's, and at
-#: most. Found on 40 training specimens, magnified up to four times and with haze added.
+#: most. Found on 40 training specimens, magnified up to four times and with haze added, and looked at on others.
 _RUNGS_BEYOND, _FURTHEST_BEYOND = 1.2, 5.0
 #: Rungs on both sides between which the corner is measured.
 _SPAN = 3
@@ -94,7 +91,7 @@ def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True
         return gains
     plausible = (costs <= costs.min() + _PLAUSIBLE_NATS).nonzero().flatten().tolist()
     with torch.no_grad(), torch.autocast(window.device.type, enabled=False):
-        for reach, look in _LOOKS:
+        for reach, look, _ in _LOOKS:
             rungs = [number for number in plausible if number in reach]
             if rungs:
                 gains[rungs] = _NATS * _corners(window, rungs, profile, look).clamp(0.0, _SHARPEST)
@@ -118,12 +115,12 @@ def _corners(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Ten
 
 def _before_weak_corners(gains: Tensor) -> Tensor:
     """Move what corners gain [radii] to narrower rungs, by as much as the sharpest of them is weak."""
-    sharpest = int(gains.argmax())
-    sharp = next((look.sharp for reach, look in _LOOKS if sharpest in reach), math.inf)
-    change = float(gains[sharpest]) / _NATS
-    if not 0.0 < change < sharp < math.inf:
+    if not gains.any():
         return gains
-    beyond = min(_RUNGS_BEYOND * math.log(sharp / change), _FURTHEST_BEYOND)
+    sharpest = int(gains.argmax())
+    sharp = next(change for reach, _, change in _LOOKS if sharpest in reach)
+    weaker = math.log(sharp * _NATS / float(gains[sharpest]))
+    beyond = min(max(_RUNGS_BEYOND * weaker, 0.0), _FURTHEST_BEYOND)
     return _read_at(gains, torch.arange(len(gains), device=gains.device) + beyond)
 
 

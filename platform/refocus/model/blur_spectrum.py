@@ -31,7 +31,7 @@ _KNEES = (0.0, 0.02, 0.04)
 #: How unlikely each is, in nats: from how often it fits best at the true blur, 75 training specimens out of focus.
 _TEXTURE_NATS = ((2.0, 2.2, 1.4), (1.1, 1.7, 1.3), (0.3, 0.4, 0.9), (2.5, 0.1, 0.0))
 #: Real spectra stray further from any of these than chance would, so a nat of fit counts as this many.
-_CREDENCE = 0.3
+CREDENCE = 0.3
 #: A ring of a thousand frequencies is no thousand independent proofs: real spectra are not round.
 _MOST_PROOFS = 40.0
 #: Nor are the lowest rings: a few large objects leave rings of their own there. From this bin on a proof counts whole.
@@ -75,7 +75,7 @@ def rung_costs(windows: Tensor, *, profile: int | None = None) -> Tensor:
             [_misfit(power, noise, seen.proofs, shapes) for power, noise in zip(seen.power, seen.noise, strict=True)]
         )
         unlikely = torch.tensor(_TEXTURE_NATS, device=windows.device).flatten()
-        costs = -torch.logsumexp(-_CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / _CREDENCE
+        costs = -torch.logsumexp(-CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / CREDENCE
         if profile is None:
             costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
         costs = (costs - costs.amin(-1, keepdim=True)).reshape(-1, *shape)
@@ -132,8 +132,7 @@ def _spectra(windows: Tensor) -> _Spectra:
     taper = (taper / taper.square().mean().sqrt()).to(windows.device)
     level = (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()
     power = torch.fft.rfft2((windows - level) * taper).abs().square() / (height * width)
-    bins, counts, groups = _radial_bins(height, width)
-    bins, counts, groups = bins.to(windows.device), counts.to(windows.device), groups.to(windows.device)
+    bins, counts, groups, worth = (table.to(windows.device) for table in _radial_bins(height, width))
     rings = power.new_zeros(len(windows), 182).index_add_(1, bins, power.flatten(1))[:, : len(counts)]
     noise = rings[:, _NOISE_BINS].sum(1) / counts[_NOISE_BINS].sum().clamp_min(1.0)
     count = counts @ groups
@@ -141,14 +140,13 @@ def _spectra(windows: Tensor) -> _Spectra:
     unit = grouped.amax(1, keepdim=True).clamp_min(1e-20)
     # Below a millionth of the level there is rounding, not texture.
     empty = unit[:, 0] <= 1e-12 * level[:, 0, 0].square()
-    lowest = torch.tensor(_edges()[:-1], device=count.device)
-    proofs = count / (1.0 + count / _MOST_PROOFS) * (lowest / _WHOLE_BIN).clamp(max=1.0)
+    proofs = count / (1.0 + count / _MOST_PROOFS) * worth
     return _Spectra(grouped / unit, (noise / unit[:, 0]).clamp_min(1e-9), proofs, empty)
 
 
 @lru_cache(maxsize=64)
-def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ring of each frequency, frequencies a ring, and which rings are judged together [rings, bins]."""
+def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ring of each frequency, frequencies a ring, rings judged together [rings, bins], and what each bin counts."""
     down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
     ring = ((down[:, None].square() + across.square()).sqrt() * _BINS).round().to(torch.int64).flatten()
     counts = torch.bincount(ring, minlength=182).float()[: _NOISE_BINS.stop]
@@ -156,7 +154,8 @@ def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     groups = torch.zeros(_NOISE_BINS.stop, len(edges) - 1)
     for number in range(len(edges) - 1):
         groups[edges[number] : edges[number + 1], number] = 1.0
-    return ring, counts, groups
+    worth = (torch.tensor(edges[:-1]) / _WHOLE_BIN).clamp(max=1.0)
+    return ring, counts, groups, worth
 
 
 def _edges() -> list[int]:

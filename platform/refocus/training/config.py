@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from refocus.model.networks import NetworkConfig
 from refocus.optics.random_defocus import OpticsRange, RandomDefocus
+from refocus.training.grain import USUAL_STRENGTH
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -104,7 +105,7 @@ class TrainingConfig(BaseModel):
     crop_px: Annotated[int, Field(ge=32)] = 160
     zoom: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
     grain_share: Share = 0.0
-    grain: tuple[PositiveFloat, PositiveFloat] = (0.02, 0.3)
+    grain: tuple[PositiveFloat, PositiveFloat] = USUAL_STRENGTH
     batch_size: PositiveInt = 8
     steps: PositiveInt = 20000
     learning_rate: PositiveFloat = 5e-4

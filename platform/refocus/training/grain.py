@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: From hardly any to as much as specimens have: standard deviations of the logarithm of what shines or absorbs.
+USUAL_STRENGTH = (0.02, 0.3)
 #: Standard deviation of the widest grain.
-WIDEST_PX = 1.2
+_WIDEST_PX = 1.2
 
 
 def with_grain(
@@ -37,7 +39,7 @@ def with_grain(
     """
     drawn = torch.rand(2, generator=generator)
     low, high = strength
-    deviation, width_px = low * (high / low) ** float(drawn[0]), WIDEST_PX * float(drawn[1])
+    deviation, width_px = low * (high / low) ** float(drawn[0]), _WIDEST_PX * float(drawn[1])
     reach = math.ceil(3.0 * width_px)
     noise = torch.randn(1, *(side + 2 * reach for side in image.shape[-2:]), generator=generator)
     along = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(width_px, 1e-3)).square())

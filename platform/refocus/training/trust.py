@@ -19,7 +19,7 @@ from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import LoadedModel, Restoration
 from refocus.model.restraint import ChangeSample, Restraint, fit_restraint
 from refocus.optics.settings import OpticalSystem
-from refocus.training.grain import with_grain
+from refocus.training.grain import USUAL_STRENGTH, with_grain
 from refocus.training.scenes import STANDARD_SYSTEM, Scene, SceneSettings, SharpImage, scenes_of
 
 Image = npt.NDArray[Any]
@@ -34,7 +34,6 @@ RESTRAINT_SYSTEMS = (STANDARD_SYSTEM, _LOW_SYSTEM, _STEEP_SYSTEM)
 #: Restraint is fitted on specimens as they are and, up to this fraction of the largest blur, with grain: many published
 #: images are smoother than what microscopes write, and changes that suit them take the others' texture for noise.
 GRAIN_STEPS = (0.0, 0.05, 0.1, 0.2, 0.3)
-GRAIN = (0.02, 0.3)
 IN_RANGE_STEPS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 BEYOND_STEPS = (1.5, 1.6, 1.75, 2.0)
 #: Share of tiles in range that the threshold lets be flagged: one point below what is asked, for the other rules.
@@ -113,7 +112,7 @@ def _grainy(image: SharpImage, seed: int) -> SharpImage:
     pixels = torch.from_numpy(np.ascontiguousarray(image.pixels, np.float32))
     absorbing = image.modality == "brightfield"
     lamp = float(pixels.max()) if absorbing else 1.0
-    grained = with_grain(pixels / lamp, GRAIN, generator, absorbing=absorbing) * lamp
+    grained = with_grain(pixels / lamp, USUAL_STRENGTH, generator, absorbing=absorbing) * lamp
     return replace(image, pixels=grained.numpy(), source=f"{image.source} with grain")
 
 
