@@ -26,6 +26,8 @@ Image = npt.NDArray[Any]
 
 #: Fractions of the largest blur at which intervals are calibrated: the whole range, evenly.
 CALIBRATION_STEPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+#: At the sharp image's peak, where intervals are calibrated.
+CALIBRATION_PHOTONS = (1000.0, 2000.0)
 _LOW_SYSTEM = OpticalSystem(numerical_aperture=0.45, wavelength_um=0.6, pixel_size_um=0.5)
 _STEEP_SYSTEM = OpticalSystem(numerical_aperture=0.9, wavelength_um=0.525, pixel_size_um=0.16)
 #: Objectives through which restraint is fitted: through the first alone it held back what others need. Intervals are
@@ -73,32 +75,81 @@ def with_calibration(
     progress : callable, optional
     """
     largest = package.config.largest_blur_px
-    usual = _at_steps(STANDARD_SYSTEM, largest, CALIBRATION_STEPS, (1000.0, 2000.0), seed)
     grainy = [_grainy(image, seed) for image in images]
     several = [
         (specimens, _at_steps(system, largest, steps, (1400.0,), seed))
         for system in RESTRAINT_SYSTEMS
         for specimens, steps in ((images, CALIBRATION_STEPS), (grainy, GRAIN_STEPS))
     ]
-    total = sum(len(i) * len(s.defocus_um) * len(s.photons) for i, s in (*several, (images, usual)))
+    scenes = sum(len(specimens) * len(settings.defocus_um) for specimens, settings in several)
+    total = scenes + len(images) * len(CALIBRATION_STEPS) * len(CALIBRATION_PHOTONS)
     counted = count(1)
 
-    def seen(
-        by: ModelPackage, specimens: Sequence[SharpImage], settings: SceneSettings
-    ) -> Iterator[tuple[Scene, Restoration]]:
-        model = LoadedModel(by, device=device)
-        for scene in scenes_of(specimens, settings):
-            given = np.ascontiguousarray(_like_restored(scene.image))
-            yield scene, model.restore(given, axes="YXS" if len(scene.image) == 3 else "CYX", with_scale=True)
-            if progress is not None:
-                progress(next(counted), total)
+    def tell() -> None:
+        if progress is not None:
+            progress(next(counted), total)
 
     free = _configured(package, restraint=Restraint())
-    changes = (_change(*pair) for specimens, settings in several for pair in seen(free, specimens, settings))
+    changes = (
+        _change(scene, found)
+        for specimens, settings in several
+        for scene, found in _seen(free, specimens, settings, device, tell)
+    )
     restrained = _configured(package, restraint=fit_restraint(changes))
-    rng = np.random.default_rng(seed)
-    drawn = (_drawn(*pair, rng, pixels_per_scene) for pair in seen(restrained, images, usual))
+    drawn = calibration_samples(
+        restrained, images, pixels_per_scene=pixels_per_scene, device=device, seed=seed, tell=tell
+    )
     return _configured(restrained, calibration=fit_calibration(drawn))
+
+
+def calibration_samples(
+    package: ModelPackage,
+    images: Sequence[SharpImage],
+    *,
+    steps: Sequence[float] = CALIBRATION_STEPS,
+    photons: tuple[float, ...] = CALIBRATION_PHOTONS,
+    pixels_per_scene: int = 800,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    tell: Callable[[], None] | None = None,
+) -> Iterator[CalibrationSample]:
+    """Yield pixels of each image at each depth and exposure: errors, scales and predicted blurs, which intervals need.
+
+    Parameters
+    ----------
+    package : ModelPackage
+    images : sequence of SharpImage
+        That training has not seen.
+    steps : sequence of float
+        Fractions of the package's largest blur.
+    photons : tuple of float
+        At the sharp image's peak.
+    pixels_per_scene : int
+        Drawn at random.
+    device : torch.device or str, optional
+    seed : int
+    tell : callable, optional
+        Called after each scene.
+    """
+    settings = _at_steps(STANDARD_SYSTEM, package.config.largest_blur_px, steps, photons, seed)
+    rng = np.random.default_rng(seed)
+    for scene, found in _seen(package, images, settings, device, tell):
+        yield _drawn(scene, found, rng, pixels_per_scene)
+
+
+def _seen(
+    package: ModelPackage,
+    images: Sequence[SharpImage],
+    settings: SceneSettings,
+    device: torch.device | str | None,
+    tell: Callable[[], None] | None,
+) -> Iterator[tuple[Scene, Restoration]]:
+    model = LoadedModel(package, device=device)
+    for scene in scenes_of(images, settings):
+        given = np.ascontiguousarray(_like_restored(scene.image))
+        yield scene, model.restore(given, axes="YXS" if len(scene.image) == 3 else "CYX", with_scale=True)
+        if tell is not None:
+            tell()
 
 
 def _configured(package: ModelPackage, **fields: Any) -> ModelPackage:
