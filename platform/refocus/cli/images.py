@@ -1,4 +1,4 @@
-"""``refocus restore``, ``refocus focus``, ``refocus simulate``: commands on image files."""
+"""``refocus restore``, ``explain``, ``focus`` and ``simulate``: commands on image files."""
 
 from __future__ import annotations
 
@@ -36,6 +36,28 @@ def restore(
         pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind,
     )  # fmt: skip
     restore_files(source, target, options, console())
+
+
+def explain(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The PNG to write.")],
+    model: Annotated[str | None, typer.Option(help="NAME, NAME@champion or NAME@DIGEST.")] = None,
+    plane: Annotated[int, typer.Option(help="Which of the file's planes, from 0.")] = 0,
+    at: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="ROW COLUMN", help="The place; default: where spectra tell most.")
+    ] = None,
+    na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture, if not in the file.")] = None,
+    pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
+    wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
+    blind: Annotated[bool, typer.Option(help="Ignore what the file says of the optics.")] = False,
+) -> None:
+    """Show what a restoration rests on: what told the blur, what undoing it gives, what the network made of that."""
+    from refocus.workflows.explain import ExplainOptions, explain_file
+
+    options = ExplainOptions(
+        model=model, plane=plane, at=at, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind
+    )
+    explain_file(source, target, options, console())
 
 
 def focus(

@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(images.restore)
+app.command()(images.explain)
 app.command()(images.focus)
 app.command()(images.simulate)
 app.command()(evaluation.evaluate)

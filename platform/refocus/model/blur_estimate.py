@@ -65,12 +65,17 @@ class BlurEstimate:
     profile : int
         Number of the profile in :data:`refocus.optics.ladder.PROFILES`: the told one, or the one that fits the whole
         plane best.
+    spectrum_nats, light_nats : ndarray, float32, shape [rows, columns, radii]
+        What it rests on: what each window's spectrum says against each of :data:`refocus.optics.ladder.RADII_PX`, and
+        what light says for it, in the nearest of the few windows that are asked.
     """
 
     radius_px: Float32
     centres_y_px: Float32
     centres_x_px: Float32
     profile: int
+    spectrum_nats: Float32
+    light_nats: Float32
 
     def over(self, rows: slice, columns: slice) -> Float32:
         """Radius and profile at each pixel of a window of the plane, float32 [2, h, w]; linear between centres."""
@@ -121,9 +126,10 @@ def estimate_blur(
     profile, gains = _likeliest(known, telling, windows(asked), profile, absorbing=constants.absorbing, within=within)
     # A row of windows is in memory at a time.
     by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
-    costs = torch.stack([rung_costs(row, profile=profile)[:, 0] for row in by_row])
+    against = torch.stack([rung_costs(row, profile=profile)[:, 0] for row in by_row])
     away = np.square(np.asarray(places)[:, None] - np.asarray(asked)).sum(-1)
-    costs = costs - gains[torch.from_numpy(away.argmin(1))].view(costs.shape)
+    in_favour = gains[torch.from_numpy(away.argmin(1))].view(against.shape)
+    costs = against - in_favour
     chosen = _agreed(_smoothed(costs).argmin(-1))
     if chosen.max() - chosen.min() <= _EVEN_RUNGS:
         # No more than the estimate's own error: one filter for all is better than a patchwork of several.
@@ -135,6 +141,8 @@ def estimate_blur(
         np.asarray(tops, np.float32) + 0.5 * (rows - 1),
         np.asarray(lefts, np.float32) + 0.5 * (columns - 1),
         profile,
+        against.numpy(),
+        in_favour.numpy(),
     )
 
 

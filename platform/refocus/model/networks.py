@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from refocus.model.blur_estimate import BLUR_PLANES, fitting_blur, with_blur
 from refocus.model.deconvolution import STAGES, RichardsonLucy
-from refocus.model.inverse_filters import REACH_PX, InverseFilters
+from refocus.model.inverse_filters import GAIN, REACH_PX, InverseFilters
 from refocus.optics.ladder import PROFILES
 
 Architecture = Literal["residual_unet", "nafnet", "deep_r"]
@@ -252,18 +252,19 @@ class _UNet(nn.Module):
     def forward(self, given: Tensor) -> Prediction:
         padded, blur = given[:, : self.config.channels], given[:, self.config.channels :]
         if not self.config.guided:
-            return self._refocused(self._evidence(padded, blur), blur)
+            return self._refocused(self.evidence(padded, blur), blur)
         if not self.training and bool((padded == padded[:, :1]).all()):
             # A grey image, repeated: one of them says it all.
             padded = padded[:, :1]
-        own, mean = self._evidence(padded, blur), self._evidence(padded.mean(1, keepdim=True), blur)
+        own, mean = self.evidence(padded, blur), self.evidence(padded.mean(1, keepdim=True), blur)
         # One after the other, so that colours take no more memory than grey.
         answers = [self._refocused(own.channel(number), blur, mean) for number in range(padded.shape[1])]
         image, log_scale, radius = (torch.cat(parts, 1) for parts in zip(*answers, strict=True))
         size = (-1, self.config.channels, -1, -1)
         return Prediction(image.expand(size), log_scale.expand(size), radius.mean(1, keepdim=True))
 
-    def _evidence(self, image: Tensor, blur: Tensor) -> _Evidence:
+    def evidence(self, image: Tensor, blur: Tensor) -> _Evidence:
+        """Images and what undoing their blur would change."""
         seen = [module for module in (self.filters, self.deconvolution) if module is not None]
         return _Evidence(image, tuple(module(image, blur) for module in seen))
 
@@ -409,6 +410,27 @@ class RefocusNetwork(nn.Module):
             prediction.log_scale[..., :height, :width],
             prediction.blur_radius_px,
         )
+
+    def proposals(self, x: Tensor) -> list[Tensor]:
+        """Return what undoing the blur makes of images by itself, of which the network chooses.
+
+        Parameters
+        ----------
+        x : Tensor, float, shape [B, C + 2, H, W]
+            Normalised images and their blur.
+
+        Returns
+        -------
+        list of Tensor, float32, shape [B, C, H, W]
+            One by each inverse filter, then the stages of Richardson-Lucy; none where the network sees no blur.
+        """
+        if not isinstance(self.trunk, _UNet) or not self.config.sees_blur:
+            return []
+        given = pad_to_multiple(x, self.config.stride_px)
+        image, blur = given[:, : self.config.channels].float(), given[:, self.config.channels :]
+        changes = self.trunk.evidence(image, blur).changes()
+        finer = [F.interpolate(change, image.shape[-2:], mode="bilinear", align_corners=False) for change in changes]
+        return [(image + change / GAIN)[..., : x.shape[-2], : x.shape[-1]] for change in finer]
 
 
 class Discriminator(nn.Module):

@@ -22,7 +22,7 @@ from refocus.zstack import Modality
 _SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _CONTAINERS: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
 #: On a person's own machine its memory is the limit.
-_LIMITS = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**20, max_decoded_bytes=2**40)
+OWN_MACHINE = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**20, max_decoded_bytes=2**40)
 
 RestoreFile = Callable[[Path, Path], str]
 
@@ -129,12 +129,12 @@ def _by_server(options: Options) -> RestoreFile:
 
 
 def _in_process(options: Options) -> RestoreFile:
-    config = ServingConfig(limits=_LIMITS)
+    config = ServingConfig(limits=OWN_MACHINE)
     restorer = Restorer(config, catalog_of(config))
 
     def restore(before: Path, after: Path) -> str:
         try:
-            image = decode(before.read_bytes(), _LIMITS)
+            image = decode(before.read_bytes(), OWN_MACHINE)
             container = output_container(image, _CONTAINERS[after.suffix.lower()])
             answer = restorer.restore(
                 RestoreRequest(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from blurs import blur_planes
 from refocus.model.blur_estimate import with_blur
 from refocus.model.networks import (
     LOG_SCALE_LIMITS,
@@ -152,3 +153,13 @@ def test_a_discriminator_gives_one_score_an_image() -> None:
 def test_configs_that_cannot_be_built_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         NetworkConfig.model_validate(fields)
+
+
+def test_what_is_proposed_is_the_image_itself_where_nothing_is_blurred_and_nothing_where_no_blur_is_seen() -> None:
+    config = tiny(noise_levels=((1e-3, 10.0), (1e-2, 10.0)), deconvolution=True)
+    image = torch.rand(1, 1, 50, 70)
+    proposals = build_network(config).proposals(torch.cat([image, blur_planes(0.0, 50, 70)], 1))
+    assert len(proposals) == config.proposals == 4
+    for proposal in proposals:
+        torch.testing.assert_close(proposal, image, rtol=0, atol=1e-5)
+    assert build_network(tiny()).proposals(image) == []
