@@ -32,7 +32,10 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 #: Of a Laplace distribution, which the scale head is trained for: 90% lie within ln(10) scales.
 LAPLACE_FACTOR_90 = math.log(10.0)
-_STEP = 0.15
+#: Of the smooth step that stands for being covered or not while factors are balanced, in a factor's logarithm. What is
+#: smoothed is covered too well: left out in turn, 15 specimens by 91.1% at 0.15, 90.5% at 0.1 and 90.1% at 0.05. Half
+#: a point is left on the safe side.
+_STEP = 0.1
 _EVENNESS = 1e-3
 
 

@@ -62,6 +62,22 @@ def test_every_true_depth_is_covered_alike_although_the_predicted_one_saturates(
     assert off[0] > 0.025
 
 
+def test_what_is_balanced_is_covered_by_half_a_point_more_than_asked_at_most():
+    def seen(specimen, seed, depth):
+        rng = np.random.default_rng([seed, int(depth)])
+        error = np.abs(rng.laplace(0, 1, 2000)) * np.exp(0.5 * np.random.default_rng(seed).normal())
+        return CalibrationSample(specimen, error, np.ones(2000), np.maximum(depth + rng.normal(0, 2.5, 2000), 0), depth)
+
+    depths = [0.0, 7.0, 14.0, 21.0, 28.0, 35.0]
+    samples = [seen(f"s{i}", i, depth) for i in range(12) for depth in depths]
+    found = fit_calibration(samples)
+    for depth in depths:
+        own = [s for s in samples if s.true_blur_px == depth]
+        covered = np.mean([coverage(s.error, found.half_width(s.scale, s.blur_radius_px)) for s in own])
+        # A smooth step covers more than it says; one of half this width 0.1 points, of three halves 0.8.
+        assert 0.9 <= covered < 0.905
+
+
 def test_specimens_weigh_alike_however_many_pixels_they_have():
     rng = np.random.default_rng(0)
     few = [CalibrationSample(f"s{i}", rng.uniform(0, 1, 500), np.ones(500), np.zeros(500)) for i in range(9)]
