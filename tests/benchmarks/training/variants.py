@@ -47,10 +47,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "loss: L1 for the log error": ("loss.log_mse=0", "loss.charbonnier=10"),
     "loss: and a Fourier term": ("loss.fourier=5",),
     "loss: and lightly adversarial": ("loss.adversarial=0.02", "discriminator={width: 16, learning_rate: 1e-4}"),
-    "network: no Richardson-Lucy": ("network.deconvolution=false",),
-    "network: neither": ("network.deconvolution=false", "network.noise_levels=[]"),
+    "loss: no harm": ("loss.harm=0",),
+    "loss: no SSIM": ("loss.ssim=0", "loss.ms_ssim=0"),
     "network: twice the width": ("network.widths=[32, 64, 128, 192]",),
     "network: twice the depth": DEEPER,
+    "network: NAFNet's blocks": ("network.architecture=nafnet",),
+    "network: no Richardson-Lucy": ("network.deconvolution=false",),
+    "network: neither": ("network.deconvolution=false", "network.noise_levels=[]"),
 }
 DEPTHS_UM = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0)
 
