@@ -20,11 +20,10 @@ import numpy as np
 
 from refocus.data.splits import Split
 from refocus.model.calibration import Calibration, CalibrationSample, coverage, fit_calibration
-from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.training.evaluate import commit, machine
-from refocus.training.scenes import SMALLEST_FIELD_PX, SharpImage
-from refocus.training.trust import CALIBRATION_STEPS, calibration_samples
+from refocus.training.trust import CALIBRATION_PHOTONS, CALIBRATION_STEPS, calibration_samples
 from refocus.training.validation import sharp_images_in
+from refocus.workflows.evaluate import open_package
 
 #: Of the largest blur; at NA 0.75 and 0.325 um pixels 0 to 10 um.
 STEPS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -39,16 +38,16 @@ def main() -> None:
     parser.add_argument("--model", default="fluorescence", help="bundled name or folder of a package")
     parser.add_argument("--device", help="cpu or cuda (default: what is there)")
     options = parser.parse_args()
-    named = options.model in bundled_names()
-    package = ModelPackage.bundled(options.model) if named else ModelPackage.load(Path(options.model))
+    package = open_package(options.model)
     largest = package.config.largest_blur_px
 
     def samples(split: Split, steps: tuple[float, ...], photons: tuple[float, ...]) -> list[CalibrationSample]:
-        images = [i for i in sharp_images_in(options.images, split) if fits(i, package)]
+        of_split = sharp_images_in(options.images, split)
+        images = [i for i in of_split if i.modality == package.config.modality and i.holds_a_field]
         print(f"{split}: {len({i.specimen for i in images})} specimens", flush=True)
         return list(calibration_samples(package, images, steps=steps, photons=photons, device=options.device))
 
-    fitted_on = samples("calibration", CALIBRATION_STEPS, (1000.0, 2000.0))
+    fitted_on = samples("calibration", CALIBRATION_STEPS, CALIBRATION_PHOTONS)
     others = samples("validation", STEPS, (1500.0,))
     left_out: Covered = {}
     for specimen, rest, own in in_turn(fitted_on):
@@ -69,10 +68,6 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(f"{mean:.1f} ± {error:.1f}" for mean, error, _ in rows[name]) + " |")
     record = {"machine": machine(), "commit": commit(), "model": package.config.name, "digest": package.digest}
     print(json.dumps({**record, "steps": STEPS, "mean_error_specimens": rows}))
-
-
-def fits(image: SharpImage, package: ModelPackage) -> bool:
-    return image.modality == package.config.modality and min(image.pixels.shape[1:]) >= SMALLEST_FIELD_PX
 
 
 def in_turn(samples: list[CalibrationSample]) -> Iterator[tuple[str, list[CalibrationSample], list[CalibrationSample]]]:

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import torch
 
 from refocus.errors import ModelUnfit, UnsupportedImage
-from refocus.model.blur_estimate import BlurEstimate, estimate_blur
-from refocus.model.checkpoint import ModelPackage
+from refocus.model.blur_estimate import WINDOW_PX, BlurEstimate
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, Restoration
 from refocus.optics.ladder import (
@@ -34,8 +33,6 @@ from refocus.optics.settings import OpticalSystem
 Image = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
-#: Side of the square that is looked at.
-WINDOW_PX = 256
 #: What proposals are made from lies around them: as far as the kernels of the inverse filters reach.
 _SURROUNDINGS_PX = 128
 #: Rings of the spectrum from frequency 0 to Nyquist.
@@ -95,24 +92,23 @@ class Explanation:
 
 def explain(
     image: Image,
-    package: ModelPackage,
+    model: LoadedModel,
     *,
     optics: OpticalSystem | None = None,
     at: tuple[int, int] | None = None,
-    device: torch.device | str | None = None,
 ) -> Explanation:
     """Restore an image and say what it rests on in one square of it.
 
     Parameters
     ----------
     image : ndarray, shape [Y, X] or [Y, X, 3]
-    package : ModelPackage
+    model : LoadedModel
         Of a network that sees the estimated blur.
     optics : OpticalSystem, optional
         Where known, as :func:`refocus.model.restore.restore` takes it.
     at : (row, column), optional
-        The square lies about this pixel; where not given, where spectra tell most.
-    device : torch.device or str, optional
+        The square, of `refocus.model.blur_estimate.WINDOW_PX`, lies about this pixel; where not given, where spectra
+        tell most.
 
     Raises
     ------
@@ -125,25 +121,19 @@ def explain(
         raise UnsupportedImage(f"an image of shape {image.shape} was given; expected one plane, [Y, X] or [Y, X, 3].")
     if at is not None and not all(0 <= place < length for place, length in zip(at, image.shape[:2], strict=True)):
         raise UnsupportedImage(f"row and column {at} lie outside an image of {image.shape[0]} x {image.shape[1]} px.")
-    if not package.config.network.sees_blur:
-        raise ModelUnfit(f"{package.config.name} is a network that estimates no blur; there is nothing to explain.")
-    model = LoadedModel(package, device=device)
+    config = model.package.config
+    if not config.network.sees_blur:
+        raise ModelUnfit(f"{config.name} is a network that estimates no blur; there is nothing to explain.")
     axes = "YXS" if image.ndim == 3 else "YX"
     found = model.restore(image, axes=axes, optics=optics, with_scale=True)
     assert found.scale is not None
-    half = package.config.calibration.half_width_of(
-        found.scale, found.blur_radius_px, stride_px=found.stride_px, axes=axes
-    )
+    half = config.calibration.half_width_of(found.scale, found.blur_radius_px, stride_px=found.stride_px, axes=axes)
     # Networks of one channel restored colours one by one; the first of them stands for all.
     constants = found.normalisations[0]
     channels_first = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
-    together = package.config.channels == 3
-    blurred = estimate_blur(
-        channels_first if together else channels_first[:1],
-        normalisation=constants,
-        profile=None if optics is None else nearest_profile(optics),
-        widest_px=package.config.largest_blur_px,
-    )
+    seen = channels_first if config.channels == 3 else channels_first[:1]
+    blurred = model.estimated_blur(seen, constants, None if optics is None else nearest_profile(optics))
+    assert blurred is not None
     row, column = _window(blurred, at)
     rows, columns = (
         _about(centre, length)
@@ -154,7 +144,7 @@ def explain(
     proposals = _proposals(model, channels_first, constants, blurred, rows, columns)
     cycles, power = power_spectrum(constants.apply(channels_first[:, rows, columns]).mean(0))
     radius_px = float(blurred.over(rows, columns)[0].mean())
-    levels = len(package.config.network.noise_levels)
+    levels = len(config.network.noise_levels)
     return Explanation(
         rows=rows,
         columns=columns,
@@ -162,7 +152,7 @@ def explain(
         restored=found.pixels[rows, columns].astype(np.float32),
         half_width=half[rows, columns],
         filtered=proposals[levels // 2] if levels else None,
-        deconvolved=proposals[-1] if package.config.network.deconvolution else None,
+        deconvolved=proposals[-1] if config.network.deconvolution else None,
         radius_px=radius_px,
         predicted_radius_px=_predicted(found, rows, columns),
         profile=PROFILES[blurred.profile],

@@ -424,46 +424,14 @@ class RefocusNetwork(nn.Module):
         list of Tensor, float32, shape [B, C, H, W]
             One by each inverse filter, then the stages of Richardson-Lucy; none where the network sees no blur.
         """
-        if not isinstance(self.trunk, _UNet) or not self.config.sees_blur:
+        if not self.config.sees_blur:
             return []
+        assert isinstance(self.trunk, _UNet)
         given = pad_to_multiple(x, self.config.stride_px)
         image, blur = given[:, : self.config.channels].float(), given[:, self.config.channels :]
         changes = self.trunk.evidence(image, blur).changes()
         finer = [F.interpolate(change, image.shape[-2:], mode="bilinear", align_corners=False) for change in changes]
         return [(image + change / GAIN)[..., : x.shape[-2], : x.shape[-1]] for change in finer]
-
-
-class Discriminator(nn.Module):
-    """Tells in-focus images from refocused ones: strided 3 x 3 convolutions, then one score an image.
-
-    It averages over the whole crop, which only training sees.
-
-    Parameters
-    ----------
-    channels : int
-    width : int
-        Features after the first block; they double four times.
-    """
-
-    def __init__(self, channels: int = 1, width: int = 24) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        given = channels
-        for level in range(5):
-            wanted = width * 2**level
-            layers += [
-                nn.Conv2d(given, wanted, 3, padding=1),
-                nn.LeakyReLU(0.1),
-                nn.Conv2d(wanted, wanted, 3, stride=2, padding=1),
-                nn.LeakyReLU(0.1),
-            ]
-            given = wanted
-        self.features = nn.Sequential(*layers)
-        self.score = nn.Sequential(nn.Linear(given, given), nn.LeakyReLU(0.1), nn.Linear(given, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return scores of shape [B]; 1 means in focus, 0 refocused."""
-        return self.score(self.features(x).mean((2, 3))).float().squeeze(1)
 
 
 def build_network(config: NetworkConfig) -> RefocusNetwork:

@@ -181,10 +181,7 @@ class LoadedModel:
             pixels[...] = plane
             return blur
         repeated = channels // plane.shape[0]
-        blurred = None
-        if self.package.config.network.sees_blur:
-            widest_px = self.package.config.largest_blur_px
-            blurred = estimate_blur(plane, normalisation=constants, profile=profile, widest_px=widest_px)
+        blurred = self.estimated_blur(plane, constants, profile)
 
         def read(window: Window) -> Float32:
             normalised = constants.apply(plane[(slice(None), *window)])
@@ -211,6 +208,15 @@ class LoadedModel:
                 scale[:, band.rows] = error * abs(constants.scale)
         _balance(plane, pixels, floor=0.0 if low >= 0 else None)
         return blur
+
+    def estimated_blur(
+        self, plane: npt.NDArray[Any], constants: Normalisation, profile: int | None
+    ) -> BlurEstimate | None:
+        """What `restore` takes the blur of a plane [C, Y, X] for; None where the network sees none."""
+        if not self.package.config.network.sees_blur:
+            return None
+        widest_px = self.package.config.largest_blur_px
+        return estimate_blur(plane, normalisation=constants, profile=profile, widest_px=widest_px)
 
     def _halo(self, blurred: BlurEstimate | None) -> int:
         if self._halo_px is not None:

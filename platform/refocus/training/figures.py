@@ -43,7 +43,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 def depth_curves(report: EvaluationReport, modality: str, metrics: Sequence[Metric], methods: Sequence[str]) -> bytes:
     """Draw each metric over |z|, one line a method; simulated scenes only."""
-    figure = _figure(4.2 * len(metrics), 3.4)
+    figure = new_figure(4.2 * len(metrics), 3.4)
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         for order, method in enumerate(methods):
@@ -94,7 +94,7 @@ def interval_curves(report: EvaluationReport, modality: str) -> bytes | None:
     known = [(z, c, w) for z, c, w in rows if c is not None and w is not None]
     if not known:
         return None
-    figure = _figure(8.4, 3.2)
+    figure = new_figure(8.4, 3.2)
     left, right = figure.subplots(1, 2)
     depth, coverage, width = zip(*known, strict=True)
     left.axhspan(88, 92, color="#009E73", alpha=0.15)
@@ -136,7 +136,7 @@ def panels(
     low, high = (float(v) for v in np.percentile(truth, [0.1, 99.9]))
     high = max(high, low + 1e-9)
     shown = {**images, "truth": truth}
-    figure = _figure(2.5 * len(shown), 5.3)
+    figure = new_figure(2.5 * len(shown), 5.3)
     axes = figure.subplots(2, len(shown), squeeze=False)
     for column, (name, image) in enumerate(shown.items()):
         upper, lower = axes[0][column], axes[1][column]
@@ -176,7 +176,7 @@ def series_curves(report: EvaluationReport, metric: Metric, methods: Sequence[st
     specimens = list(dict.fromkeys(m.specimen for m in measured))
     if not specimens:
         return None
-    figure = _figure(5.0 * len(specimens), 3.4)
+    figure = new_figure(5.0 * len(specimens), 3.4)
     for axis, specimen in zip(figure.subplots(1, len(specimens), squeeze=False)[0], specimens, strict=True):
         for order, method in enumerate(methods):
             by_plane: dict[float, list[float]] = {}
@@ -220,7 +220,8 @@ def _displayed(image: Image, low: float, high: float) -> Image:
     return np.moveaxis(scaled, 0, -1) if len(image) == 3 else scaled.mean(0)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure of so many inches with a canvas of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

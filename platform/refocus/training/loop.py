@@ -27,7 +27,8 @@ from refocus.errors import ModelUnfit, NonFiniteLoss
 from refocus.model import losses
 from refocus.model.blur_estimate import with_blur
 from refocus.model.checkpoint import ModelPackage
-from refocus.model.networks import Discriminator, NetworkConfig, Prediction, RefocusNetwork, build_network, guided_start
+from refocus.model.discriminator import Discriminator
+from refocus.model.networks import NetworkConfig, Prediction, RefocusNetwork, build_network, guided_start
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, Pairs
 

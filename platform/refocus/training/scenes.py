@@ -97,6 +97,11 @@ class SharpImage:
                 f"{self.source or self.specimen} has shape {self.pixels.shape}; expected [C, Y, X] of 32 px and more."
             )
 
+    @property
+    def holds_a_field(self) -> bool:
+        """Whether a field of `SMALLEST_FIELD_PX` can be cut from it."""
+        return min(self.pixels.shape[1:]) >= SMALLEST_FIELD_PX
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:

@@ -164,7 +164,7 @@ def fit_gate_and_write(out: Path, images: Path | None, console: Console, *, larg
     if images is None:
         raise InputError("no images were named to fit a gate on; give --images.")
     fit_on, measured_on = (
-        [i for split in splits for i in sharp_images_in(images, split) if _large_enough(i)]
+        [i for split in splits for i in sharp_images_in(images, split) if i.holds_a_field]
         for splits in (("train", "calibration"), ("validation",))
     )
     chosen = [
@@ -273,7 +273,7 @@ def _trusted(
         return calibrated_on_split(package, version)
     if images is None:
         raise InputError("no images were named to calibrate on; give --images or --dataset.")
-    sharp = [i for i in sharp_images_in(images, "calibration") if _large_enough(i)]
+    sharp = [i for i in sharp_images_in(images, "calibration") if i.holds_a_field]
     fitted = with_calibration(
         package,
         evenly([i for i in sharp if i.modality == package.config.modality], CALIBRATION_IMAGES),
@@ -291,7 +291,7 @@ def _from_folders(
     sharp = sharp_images_in(options.images, options.split) if options.images is not None else []
     sharp = [i for i in sharp if (not modalities or i.modality in modalities) and min(i.pixels.shape[1:]) >= 96]
     if options.scope == "wide":
-        kept = [i for i in sharp if _large_enough(i)]
+        kept = [i for i in sharp if i.holds_a_field]
     else:
         # Modality by modality, so that one model and all of them meet the same images.
         kept = [i for name in MODALITIES for i in evenly([i for i in sharp if i.modality == name], options.most)]
@@ -310,10 +310,6 @@ def _series_in(place: Path) -> list[Path]:
     if not place.exists():
         raise InputError(f"{place} does not exist; expected a focal series or a folder of them.")
     return [place] if place.is_file() else sorted(place.rglob("*.tif*"))
-
-
-def _large_enough(image: SharpImage) -> bool:
-    return min(image.pixels.shape[1:]) >= SMALLEST_FIELD_PX
 
 
 def _print_tables(report: EvaluationReport, console: Console) -> None:

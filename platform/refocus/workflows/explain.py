@@ -14,8 +14,9 @@ from refocus.model.explanation import Explanation, Image, explain
 from refocus.serving.config import ServingConfig
 from refocus.serving.requests import optics_of
 from refocus.serving.restorer import Restorer, catalog_of
+from refocus.training.figures import new_figure
 from refocus.wire.codec import decode
-from refocus.workflows.restore import OWN_MACHINE
+from refocus.workflows.restore import OWN_MACHINE, OpticsOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +29,9 @@ _MOST_NATS = 60.0
 _ZEROS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class ExplainOptions:
-    """What is explained.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainOptions(OpticsOptions):
+    """What is explained; of the optics as :class:`refocus.workflows.restore.OpticsOptions`.
 
     Parameters
     ----------
@@ -40,19 +41,11 @@ class ExplainOptions:
         Of the file's planes, from 0.
     at : (row, column) or None
         The square lies about this pixel; None takes where spectra tell most.
-    na, pixel_size_um, wavelength_um : float or None
-        Of the optics, where the file does not say them.
-    blind : bool
-        Ignore what is said of the optics.
     """
 
     model: str | None = None
     plane: int = 0
     at: tuple[int, int] | None = None
-    na: float | None = None
-    pixel_size_um: float | None = None
-    wavelength_um: float | None = None
-    blind: bool = False
 
 
 def explain_file(source: Path, target: Path, options: ExplainOptions, console: Console) -> Explanation:
@@ -73,18 +66,16 @@ def explain_file(source: Path, target: Path, options: ExplainOptions, console: C
     if not 0 <= options.plane < len(image.planes):
         held = f"{len(image.planes)} plane{'s' if len(image.planes) > 1 else ''}, counted from 0"
         raise UnsupportedImage(f"{source} has {held}; plane {options.plane} was asked for.")
-    optics = optics_of(
-        image,
-        na=options.na,
-        pixel_size_um=options.pixel_size_um,
-        wavelength_um=options.wavelength_um,
-        blind=options.blind,
-    )
+    optics = optics_of(image, **options.told)
     config = ServingConfig(limits=OWN_MACHINE)
     served = Restorer(config, catalog_of(config)).models.pick(options.model, None, 3 if image.is_color else 1, None)
-    found = explain(image.planes[options.plane], served.package, optics=optics, at=options.at)
+    found = explain(image.planes[options.plane], served.runner, optics=optics, at=options.at)
     draw_explanation(found).savefig(target, format="png")
-    known = f"told NA {optics.numerical_aperture:g}" if optics is not None else f"NA near {_aperture(found)}"
+    known = (
+        f"told NA {optics.numerical_aperture:g}"
+        if optics is not None
+        else f"NA near {found.profile.numerical_aperture:g}"
+    )
     console.print(
         f"blur {found.radius_px:.1f} px ({known}), the network says {found.predicted_radius_px:.1f} px; "
         f"interval +-{float(np.mean(found.half_width)):.4g} in the mean (model {found.digest[:12]})\n{target} written",
@@ -95,12 +86,7 @@ def explain_file(source: Path, target: Path, options: ExplainOptions, console: C
 
 def draw_explanation(found: Explanation) -> Figure:
     """Draw it: images in one grey scale above, evidence and doubts below."""
-    # The object interface with a canvas of its own: pyplot would keep state and might look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.8, 6.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12.8, 6.6)
     upper, lower = figure.subplots(2, 4)
     low, high = (float(level) for level in np.percentile(found.restored, [0.2, 99.8]))
     high = max(high, low + 1e-9)
@@ -172,10 +158,6 @@ def _draw_radii(axis: Axes, found: Explanation) -> None:
     axis.tick_params(labelsize=7)
     axis.set_ylim(-1.05 * _MOST_NATS, 0.75 * _MOST_NATS)
     axis.legend(fontsize=7, frameon=False, loc="upper left")
-
-
-def _aperture(found: Explanation) -> str:
-    return f"{found.profile.numerical_aperture:g}"
 
 
 def _grey(image: Image) -> Image:

@@ -27,8 +27,32 @@ OWN_MACHINE = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**2
 RestoreFile = Callable[[Path, Path], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpticsOptions:
+    """What a caller says of the optics.
+
+    Parameters
+    ----------
+    na, pixel_size_um, wavelength_um : float or None
+        Where the files do not say them.
+    blind : bool
+        Ignore what is said of the optics, by files as well.
+    """
+
+    na: float | None = None
+    pixel_size_um: float | None = None
+    wavelength_um: float | None = None
+    blind: bool = False
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is said, by the names of their parameters."""
+        names = ("na", "pixel_size_um", "wavelength_um", "blind")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(OpticsOptions):
     """How files are restored.
 
     Parameters
@@ -41,10 +65,6 @@ class Options:
     uncertainty : bool
         Append the half width of the 90% interval as further planes; needs a TIFF.
     overwrite : bool
-    na, pixel_size_um, wavelength_um : float or None
-        Of the optics, where the files do not say them.
-    blind : bool
-        Ignore what is said of the optics.
     """
 
     url: str | None = None
@@ -52,16 +72,6 @@ class Options:
     modality: Modality | None = None
     uncertainty: bool = False
     overwrite: bool = False
-    na: float | None = None
-    pixel_size_um: float | None = None
-    wavelength_um: float | None = None
-    blind: bool = False
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What is said of the optics, by the names of their parameters."""
-        names = ("na", "pixel_size_um", "wavelength_um", "blind")
-        return {name: value for name in names if (value := getattr(self, name))}
 
 
 def restore_files(source: Path, target: Path, options: Options, console: Console) -> None:

@@ -25,6 +25,7 @@ import torch
 
 from refocus import recipes
 from refocus.data.batches import BatchAssembler, TileBatch
+from refocus.data.splits import Split
 from refocus.data.tiles import Tile
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.metrics import psnr, ssim
@@ -72,8 +73,8 @@ def main() -> None:
     variants = {"the recipe": ()} | dict(map(named, options.variant)) if options.variant else VARIANTS
     configs = {name: with_overrides(base, changes) for name, changes in variants.items()}
 
-    def images(split: str) -> list[SharpImage]:
-        return [i for i in sharp_images_in(options.images, split) if i.modality == base.modality and large(i)]
+    def images(split: Split) -> list[SharpImage]:
+        return [i for i in sharp_images_in(options.images, split) if i.modality == base.modality and i.holds_a_field]
 
     tiles = [as_tile(image) for image in images("train")]
     held_out = evenly(images("calibration"), options.specimens)
@@ -89,10 +90,6 @@ def main() -> None:
 def named(text: str) -> tuple[str, tuple[str, ...]]:
     name, _, changes = text.partition(":")
     return name.strip(), tuple(change.strip() for change in changes.split(";"))
-
-
-def large(image: SharpImage) -> bool:
-    return min(image.pixels.shape[1:]) >= SMALLEST_FIELD_PX
 
 
 def as_tile(image: SharpImage) -> Tile:

@@ -11,7 +11,7 @@ from refocus.errors import ModelUnfit, UnsupportedImage
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.explanation import explain, power_spectrum, zeros_of
 from refocus.model.networks import NetworkConfig, build_network
-from refocus.model.restore import restore
+from refocus.model.restore import LoadedModel, restore
 from refocus.optics.ladder import PROFILES, Profile
 from refocus.optics.psf import widefield_psf
 
@@ -36,15 +36,15 @@ def blurred(discs: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def fluorescence() -> ModelPackage:
-    return ModelPackage.bundled("fluorescence")
+def fluorescence() -> LoadedModel:
+    return LoadedModel(ModelPackage.bundled("fluorescence"))
 
 
 def test_a_restoration_is_cut_out_unchanged_and_the_blur_that_was_taken_is_named(
-    blurred: np.ndarray, fluorescence: ModelPackage
+    blurred: np.ndarray, fluorescence: LoadedModel
 ) -> None:
     found = explain(blurred, fluorescence, at=(200, 180))
-    whole = restore(blurred, fluorescence, with_scale=True)
+    whole = restore(blurred, fluorescence.package, with_scale=True)
     np.testing.assert_array_equal(found.restored, whole.pixels[found.rows, found.columns])
     np.testing.assert_array_equal(found.given, blurred[found.rows, found.columns])
     assert found.rows.start <= 200 < found.rows.stop
@@ -58,7 +58,7 @@ def test_a_restoration_is_cut_out_unchanged_and_the_blur_that_was_taken_is_named
 
 
 def test_what_undoing_the_blur_gives_without_a_network_is_nearer_to_the_truth_than_what_came(
-    discs: np.ndarray, blurred: np.ndarray, fluorescence: ModelPackage
+    discs: np.ndarray, blurred: np.ndarray, fluorescence: LoadedModel
 ) -> None:
     found = explain(blurred, fluorescence)
     truth = 1500 * discs[found.rows, found.columns] + 20
@@ -71,14 +71,14 @@ def test_what_undoing_the_blur_gives_without_a_network_is_nearer_to_the_truth_th
     assert error(found.deconvolved) < error(found.filtered) < error(found.given)
 
 
-def test_told_optics_are_what_is_explained(blurred: np.ndarray, fluorescence: ModelPackage) -> None:
+def test_told_optics_are_what_is_explained(blurred: np.ndarray, fluorescence: LoadedModel) -> None:
     found = explain(blurred, fluorescence, optics=STANDARD)
     assert found.told
     assert found.profile == Profile(0.4, 0.75)
 
 
 def test_colours_stay_colours_and_a_grey_image_grey(blurred: np.ndarray) -> None:
-    sections = ModelPackage.bundled("brightfield")
+    sections = LoadedModel(ModelPackage.bundled("brightfield"))
     lamp = np.uint16(2 * blurred.max())
     grey = explain(lamp - blurred, sections)
     colour = explain(np.repeat((lamp - blurred)[..., None], 3, -1), sections)
@@ -123,7 +123,7 @@ def test_a_wave_has_its_power_at_its_own_frequency() -> None:
     ],
 )
 def test_what_is_no_plane_or_no_place_is_refused(
-    shape: tuple[int, ...], at: tuple[int, int] | None, says: str, fluorescence: ModelPackage
+    shape: tuple[int, ...], at: tuple[int, int] | None, says: str, fluorescence: LoadedModel
 ) -> None:
     with pytest.raises(UnsupportedImage, match=says):
         explain(np.zeros(shape, np.uint8), fluorescence, at=at)
@@ -133,4 +133,4 @@ def test_a_network_that_estimates_no_blur_has_nothing_to_explain(blurred: np.nda
     shape = NetworkConfig(widths=(4, 8), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
     config = PackageConfig(name="plain", modality="fluorescence", network=shape, largest_blur_px=35.0)
     with pytest.raises(ModelUnfit, match="nothing to explain"):
-        explain(blurred, ModelPackage.of(build_network(shape), config))
+        explain(blurred, LoadedModel(ModelPackage.of(build_network(shape), config)))

@@ -11,7 +11,6 @@ from refocus.model.blur_estimate import with_blur
 from refocus.model.networks import (
     LOG_SCALE_LIMITS,
     Architecture,
-    Discriminator,
     NetworkConfig,
     build_network,
     guided_start,
@@ -130,10 +129,6 @@ def test_colours_guide_one_another_and_a_grey_image_itself() -> None:
         assert torch.equal(repeated.image[:, 0], repeated.image[:, 2])
         # One colour was enough; all three, as training sees them, say the same.
         torch.testing.assert_close(repeated.image, network.train()(with_blur(grey, blur)).image, atol=1e-5, rtol=0)
-
-
-def test_a_discriminator_gives_one_score_an_image() -> None:
-    assert Discriminator(channels=3, width=4)(torch.rand(5, 3, 48, 64)).shape == (5,)
 
 
 @pytest.mark.parametrize(
