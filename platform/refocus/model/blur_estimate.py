@@ -18,7 +18,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
-from refocus.model.blur_spectrum import CREDENCE, rung_costs
+from refocus.model.blur_spectrum import CREDENCE, NoiseColour, noise_colour, rung_costs
 from refocus.model.normalisation import Normalisation, estimate
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_RATIO, RUNG_SHARES
 
@@ -34,6 +34,8 @@ _MOST_WINDOWS = 24
 _WINDOWS_FOR_PROFILE = 9
 #: Of these, for what light can explain, which takes longer to find out; those whose spectra say most.
 _WINDOWS_FOR_LIGHT = 4
+#: Of these, for the colour of the noise, which is the same everywhere; those with the most contrast.
+_WINDOWS_FOR_NOISE = 2
 #: Contrast is measured on every so many-th pixel.
 _THINNED = 4
 #: Neighbouring windows share what they know: rungs are chosen on log-likelihoods smoothed over this many windows.
@@ -68,6 +70,8 @@ class BlurEstimate:
     spectrum_nats, light_nats : ndarray, float32, shape [rows, columns, radii]
         What it rests on: what each window's spectrum says against each of :data:`refocus.optics.ladder.RADII_PX`, and
         what light says for it, in the nearest of the few windows that are asked.
+    colour : NoiseColour or None
+        How the noise falls with frequency; None where it is white.
     """
 
     radius_px: Float32
@@ -76,6 +80,7 @@ class BlurEstimate:
     profile: int
     spectrum_nats: Float32
     light_nats: Float32
+    colour: NoiseColour | None
 
     def over(self, rows: slice, columns: slice) -> Float32:
         """Radius and profile at each pixel of a window of the plane, float32 [2, h, w]; linear between centres."""
@@ -119,14 +124,19 @@ def estimate_blur(
         return torch.from_numpy(np.stack(cut))
 
     lively = _liveliest(plane, places, (rows, columns))
-    known = rung_costs(windows(lively), profile=profile)
+    looked_at = windows(lively)
+    of_contrast = looked_at.flatten(1).std(1, correction=0).topk(min(len(lively), _WINDOWS_FOR_NOISE)).indices
+    colour = noise_colour(looked_at[of_contrast], profile=profile)
+    known = rung_costs(looked_at, profile=profile, colour=colour)
     telling = (known.amax(-1) - known.amin(-1)).amax(-1).topk(min(len(lively), _WINDOWS_FOR_LIGHT)).indices
     asked = [lively[number] for number in telling.tolist()]
     within = max(1, sum(radius <= widest_px for radius in RADII_PX))
-    profile, gains = _likeliest(known, telling, windows(asked), profile, absorbing=constants.absorbing, within=within)
+    profile, gains = _likeliest(
+        known, telling, looked_at[telling], profile, absorbing=constants.absorbing, within=within
+    )
     # A row of windows is in memory at a time.
     by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
-    against = torch.stack([rung_costs(row, profile=profile)[:, 0] for row in by_row])
+    against = torch.stack([rung_costs(row, profile=profile, colour=colour)[:, 0] for row in by_row])
     away = np.square(np.asarray(places)[:, None] - np.asarray(asked)).sum(-1)
     in_favour = gains[torch.from_numpy(away.argmin(1))].view(against.shape)
     costs = against - in_favour
@@ -143,6 +153,7 @@ def estimate_blur(
         profile,
         against.numpy(),
         in_favour.numpy(),
+        colour,
     )
 
 
@@ -161,11 +172,11 @@ def fitting_blur(images: Tensor, *, profile: int | None = None, absorbing: bool 
     -------
     Tensor, shape [B, 2]
     """
-    windows = images.mean(1)
     best = []
-    for window, costs in zip(windows, rung_costs(windows, profile=profile), strict=True):
-        number, gains = _likeliest(costs[None], torch.tensor([0]), window[None], profile, absorbing=absorbing)
-        best.append((_least_costly(costs[_row_of(number, profile)] - gains[0]), float(number)))
+    for window in images.mean(1, keepdim=True):
+        costs = rung_costs(window, profile=profile, colour=noise_colour(window, profile=profile))
+        number, gains = _likeliest(costs, torch.tensor([0]), window, profile, absorbing=absorbing)
+        best.append((_least_costly(costs[0, _row_of(number, profile)] - gains[0]), float(number)))
     return torch.tensor(best, device=images.device)
 
 

@@ -122,3 +122,26 @@ def shot_noise(
         return counts.masked_scatter(few, exact + noise)
     exact = torch.poisson(mean_counts.detach().clamp(max=EXACT_BELOW), generator=generator)
     return torch.where(few, exact + read_variance.sqrt() * normal, counts)
+
+
+def coloured(noise: Tensor, cutoff_per_px: Tensor | float, order: Tensor | float) -> Tensor:
+    """White noise as smoothing, enlarging or compressing leave it: its power falls as ``exp(-(f / cutoff)^order)``.
+
+    Parameters
+    ----------
+    noise : Tensor, float, shape [..., h, w]
+    cutoff_per_px : Tensor or float
+        In cycles per pixel, broadcastable to `noise`.
+    order : Tensor or float
+        2 is a Gaussian filter's; the higher, the more abrupt. Broadcastable.
+
+    Returns
+    -------
+    Tensor, shape of `noise`
+    """
+    height, width = noise.shape[-2:]
+    down = torch.fft.fftfreq(height, device=noise.device, dtype=noise.dtype)
+    across = torch.fft.rfftfreq(width, device=noise.device, dtype=noise.dtype)
+    frequency = (down[:, None].square() + across.square()).sqrt()
+    amplitude = torch.exp(-0.5 * (frequency / cutoff_per_px) ** order)
+    return torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(height, width))

@@ -59,6 +59,10 @@ class OpticsRange(BaseModel):
     read_noise_electrons : (low, high)
     offset : (low, high)
         Camera pedestal relative to the peak, on image and target alike.
+    processed_share, processed_cutoff_per_px
+        Share of samples whose noise falls with frequency f as ``exp(-(f / cutoff)^order)`` in power, as in images that
+        were smoothed, enlarged, compressed or interpolated from a colour camera's mosaic; the (low, high) cutoff in
+        cycles per pixel is drawn log-uniformly, the order is 2, 4 or 8.
     saturation_share, saturation
         Share of samples whose camera saturates at a (low, high) fraction of the in-focus peak (image and target).
     bit_depths : tuple of int
@@ -92,6 +96,8 @@ class OpticsRange(BaseModel):
     background_share: Share = 0.5
     read_noise_electrons: Interval = (0.0, 5.0)
     offset: Interval = (0.0, 0.05)
+    processed_share: Share = 0.0
+    processed_cutoff_per_px: Interval = (0.12, 0.5)
     saturation_share: Share = 0.05
     saturation: Interval = (0.6, 1.0)
     bit_depths: tuple[int, ...] = (8, 12, 14, 16)
@@ -103,6 +109,10 @@ class OpticsRange(BaseModel):
                 raise ValueError(f"{name} starts at {getattr(self, name)[0]}; expected more than 0.")
         if self.photons_at_peak[0] <= 0:
             raise ValueError(f"photons_at_peak starts at {self.photons_at_peak[0]}; expected more than 0.")
+        if self.processed_cutoff_per_px[0] <= 0:
+            raise ValueError(
+                f"processed_cutoff_per_px starts at {self.processed_cutoff_per_px[0]}; expected more than 0."
+            )
         if self.numerical_aperture[1] >= self.refractive_index:
             raise ValueError(
                 f"numerical_aperture reaches {self.numerical_aperture[1]}, which needs a refractive_index above it, "

@@ -37,6 +37,8 @@ class Plan:
     photons_at_peak: Tensor
     background: Tensor
     read_noise_electrons: Tensor
+    noise_cutoff_per_px: Tensor  # infinite where noise is white
+    noise_order: Tensor
     offset: Tensor
     saturated: Tensor
     full_scale: Tensor
@@ -99,6 +101,8 @@ class Plan:
         spherical = torch.erfinv((2.0 * uniform[:, 13] - 1.0).clamp(-0.995, 0.995)) * math.sqrt(2.0)
         photons_low, photons_high = optics.photons_at_peak
         background = chosen(18, optics.background_share, between(19, optics.background))
+        cutoff_low, cutoff_high = optics.processed_cutoff_per_px
+        cutoff = cutoff_low * (cutoff_high / cutoff_low) ** uniform[:, 31]
         depths = torch.tensor(optics.bit_depths, dtype=torch.float32)
         saturated = uniform[:, 23] < optics.saturation_share
         return cls(
@@ -120,6 +124,8 @@ class Plan:
             photons_at_peak=photons_low * (photons_high / photons_low) ** uniform[:, 20],
             background=torch.zeros_like(background) if brightfield else background,
             read_noise_electrons=between(21, optics.read_noise_electrons),
+            noise_cutoff_per_px=torch.where(uniform[:, 30] < optics.processed_share, cutoff, torch.inf),
+            noise_order=2.0 ** (1.0 + (3.0 * uniform[:, 32]).floor()),
             offset=between(22, optics.offset),
             saturated=saturated,
             full_scale=torch.where(saturated, between(24, optics.saturation), 1.0 + 3.0 * uniform[:, 24]),

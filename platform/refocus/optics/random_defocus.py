@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from refocus.errors import ConfigurationError, InputError
-from refocus.optics.camera import shot_noise
+from refocus.optics.camera import coloured, shot_noise
 from refocus.optics.formation import mirrored
 from refocus.optics.ladder import nearest_profiles
 from refocus.optics.optics_range import OpticsRange
@@ -360,6 +360,11 @@ class RandomDefocus:
             generator = torch.Generator(self.device).manual_seed(seed ^ 0x5DEECE66D)
             noisy[i] = shot_noise(image[i] * per_unit[i], read_noise=read[i], generator=generator)
         noisy = noisy / per_unit
+        processed = plan.noise_cutoff_per_px.isfinite().nonzero().flatten()
+        if len(processed):
+            noise = (noisy - image)[processed]
+            fall = (column(values[processed]) for values in (plan.noise_cutoff_per_px, plan.noise_order))
+            noisy[processed] = image[processed] + coloured(noise, *fall)
         offset = column(plan.offset) * peak
         full = column(plan.full_scale) * (limit + background) + offset
         # The converter's step; it ends at zero below and at the full scale above.

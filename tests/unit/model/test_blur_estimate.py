@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import imagecodecs
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
 from skimage import data as skimage_data
+from skimage.transform import rescale, rotate
 
 from refocus.model.blur_estimate import WINDOW_PX, _least_costly, estimate_blur, fitting_blur, with_blur
-from refocus.model.blur_spectrum import rung_costs
+from refocus.model.blur_spectrum import noise_colour, rung_costs
 from refocus.model.normalisation import estimate as normalised_by
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, Profile, nearest_profile
 from refocus.optics.psf import widefield_psf
@@ -110,6 +114,45 @@ def test_units_offset_and_type_change_nothing() -> None:
     plain = estimate_blur(counts[None])
     scaled = estimate_blur((counts * 7 + 300).astype(np.uint16)[None])
     np.testing.assert_array_equal(plain.radius_px, scaled.radius_px)
+
+
+def _jpeg(counts: np.ndarray) -> np.ndarray:
+    eight_bits = np.round(counts * (230.0 / counts.max())).astype(np.uint8)
+    return imagecodecs.jpeg_decode(imagecodecs.jpeg_encode(eight_bits, level=80)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("processed", "wider"),
+    [
+        (lambda counts: gaussian_filter(counts, 0.8), 1.0),
+        (lambda counts: median_filter(counts, 3), 1.0),
+        (lambda counts: rescale(counts, 1.5, order=3), 1.5),
+        (lambda counts: rotate(counts, 30.0, order=1, mode="reflect", preserve_range=True), 1.0),
+        (_jpeg, 1.0),
+    ],
+    ids=["smoothed", "median", "enlarged", "turned", "jpeg"],
+)
+def test_the_blur_of_processed_images_is_found(
+    processed: Callable[[np.ndarray], np.ndarray], wider: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [processed(_blurred(texture, 14.0))[None] for texture in _textures()]
+    estimates = [estimate_blur(image) for image in seen]
+    assert all(estimate.colour is not None for estimate in estimates)
+    found = np.median([np.median(estimate.radius_px) for estimate in estimates])
+    assert abs(np.log(found / (14.0 * wider))) < 0.12, found
+    # Were their noise taken for white, most of them would pass for sharp or for another blur.
+    monkeypatch.setattr("refocus.model.blur_estimate.noise_colour", lambda *_, **__: None)
+    as_white = [np.median(estimate_blur(image).radius_px) for image in seen]
+    assert np.mean([abs(np.log(radius / (14.0 * wider))) > 0.3 for radius in as_white]) > 0.5, as_white
+
+
+def test_noise_of_cameras_and_detail_in_focus_are_not_taken_for_processed() -> None:
+    for radius_px in (0.0, 3.5, 7.0, 14.0, 28.0):
+        for texture in _textures():
+            sharp = gaussian_filter(texture, 1.0)
+            seen = _blurred(sharp, radius_px) if radius_px else np.random.default_rng(0).poisson(sharp)
+            assert noise_colour(torch.from_numpy(seen.astype(np.float32))[None, :256, :256]) is None
+    assert noise_colour(torch.rand(1, 20, 20)) is None
 
 
 def test_a_blur_that_changes_across_the_field_is_followed() -> None:

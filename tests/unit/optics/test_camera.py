@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refocus.errors import InputError
-from refocus.optics.camera import EXACT_BELOW, Camera, shot_noise
+from refocus.optics.camera import EXACT_BELOW, Camera, coloured, shot_noise
 
 DRAWS = 400_000
 
@@ -77,3 +77,14 @@ def test_values_are_whole_and_end_at_the_bit_depth() -> None:
 def test_pixels_saturate_at_the_full_well() -> None:
     camera = Camera(full_well_electrons=1000, gain_adu_per_electron=1.0, offset_adu=0, read_noise_electrons=0)
     assert camera.record(torch.full((100,), 5000.0), seeded()).eq(1000).all()
+
+
+@pytest.mark.parametrize(("cutoff_per_px", "order"), [(0.2, 2.0), (0.3, 8.0)])
+def test_coloured_noise_falls_as_told_and_keeps_its_lowest_frequencies(cutoff_per_px: float, order: float) -> None:
+    white = torch.randn(64, 128, 128, generator=seeded())
+    power = torch.fft.fft2(coloured(white, cutoff_per_px, order)).abs().square().mean(0) / 128**2
+    frequency = torch.fft.fftfreq(128)
+    expected = torch.exp(-(((frequency[:, None] ** 2 + frequency**2).sqrt() / cutoff_per_px) ** order))
+    # Each entry is the mean of 64 exponentially distributed ones.
+    assert ((power - expected).abs() < 7.0 * expected / 8.0 + 1e-6).all()
+    torch.testing.assert_close(coloured(white, math.inf, order), white, atol=1e-5, rtol=0)

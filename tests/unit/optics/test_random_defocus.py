@@ -184,6 +184,26 @@ def test_noise_follows_the_photons() -> None:
     assert electrons.var().item() == pytest.approx(409, rel=5 * math.sqrt(2 / 16384))
 
 
+def test_processed_samples_have_the_same_light_and_noise_that_falls() -> None:
+    flat = torch.full((8, 1, 160, 160), 2.0)
+    noisy = CLEAN.model_copy(update={"photons_at_peak": (400.0, 400.0)})
+    as_recorded = run(noisy, flat, crop=128)
+    some = run(noisy.model_copy(update={"processed_share": 0.5}), flat, crop=128)
+    processed = (some.image != as_recorded.image).flatten(1).any(1)
+    assert 0 < processed.sum() < 8
+    assert torch.equal(some.in_focus, as_recorded.in_focus)
+
+    def power(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        spectrum = torch.fft.rfft2(image[processed] - image[processed].mean((-2, -1), keepdim=True)).abs().square()
+        return spectrum[..., 1:6, 1:6].mean((1, 2, 3)), spectrum[..., 60:68, 60:].mean((1, 2, 3))
+
+    low, high = power(some.image)
+    low_recorded, high_recorded = power(as_recorded.image)
+    # The lowest cutoff is 15 of 128 periods a side.
+    assert (low / low_recorded > 0.8).all()
+    assert (high / high_recorded < 0.3).all()
+
+
 def test_offset_background_and_vignetting_are_on_image_and_target_alike() -> None:
     optics = OpticsRange(
         in_focus_share=1.0, near_focus_share=0.0, background_share=1.0, vignetting_share=1.0, haze_share=1.0,
@@ -277,6 +297,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ("in_focus_share", 0.9, "add to"),
         ("bit_depths", (), "one or more"),
         ("condenser_ratio", (0.5, 1.5), "within 0.1 and 1"),
+        ("processed_cutoff_per_px", (0.0, 0.5), "more than 0"),
     ],
 )
 def test_impossible_ranges_are_refused(field: str, value: object, message: str) -> None:
