@@ -80,7 +80,7 @@ def in_eight_bits(peak: float, quality: int | None = None) -> Recording:
         levels = peak / max(float(electrons.max()), 1e-6)
         seen = np.clip(np.round(electrons * levels + 4.0), 0, 255)
         if quality is not None:
-            pixels = np.moveaxis(seen, 0, -1).astype(np.uint8).squeeze()
+            pixels = np.ascontiguousarray(np.moveaxis(seen, 0, -1).astype(np.uint8).squeeze())
             decoded = imagecodecs.jpeg_decode(imagecodecs.jpeg_encode(pixels, level=quality))
             seen = np.moveaxis(np.atleast_3d(decoded), -1, 0).astype(np.float64)
         return seen, truth * levels + 4.0

@@ -16,6 +16,7 @@ import torch
 
 from refocus.errors import ModelUnfit, UnsupportedImage
 from refocus.model.blur_estimate import WINDOW_PX, BlurEstimate
+from refocus.model.blur_spectrum import NoiseColour
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, Restoration
 from refocus.optics.ladder import (
@@ -66,6 +67,8 @@ class Explanation:
         Mean power spectrum of the square by spatial frequency.
     zeros_cycles_per_px : ndarray
         Where a blur of `radius_px` leaves nothing.
+    noise : NoiseColour or None
+        How the image's noise falls with frequency, as that of processed images does; None where it is white.
     digest : str
         Of the model.
     """
@@ -87,6 +90,7 @@ class Explanation:
     cycles_per_px: Float32
     power: Float32
     zeros_cycles_per_px: Float32
+    noise: NoiseColour | None
     digest: str
 
 
@@ -163,6 +167,7 @@ def explain(
         cycles_per_px=cycles,
         power=power,
         zeros_cycles_per_px=zeros_of(radius_px, blurred.profile),
+        noise=blurred.colour,
         digest=found.digest,
     )
 

@@ -19,7 +19,7 @@ def _network(**sizes: Any) -> NetworkConfig:
 
 #: Reaches 10 um at NA 0.75 and 0.325 um pixels with a little to spare; what lies beyond is the gate's matter. Tilt,
 #: haze and aberrations in few samples, and none beyond the range: they teach a network to distrust deconvolution where
-#: it is right.
+#: it is right. Noise of processed images in many: taken for white, it passes for detail.
 BROAD_OPTICS = OpticsRange(
     blur_radius_px=(0.0, 38.0),
     in_focus_share=0.15,
@@ -27,6 +27,7 @@ BROAD_OPTICS = OpticsRange(
     tilt_share=0.07,
     haze_share=0.07,
     spherical_waves=0.015,
+    processed_share=0.3,
 )
 
 

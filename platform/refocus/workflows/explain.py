@@ -76,8 +76,9 @@ def explain_file(source: Path, target: Path, options: ExplainOptions, console: C
         if optics is not None
         else f"NA near {found.profile.numerical_aperture:g}"
     )
+    processed = "" if found.noise is None else f"; processed: its noise falls from {found.noise.cutoff_per_px:g}/px on"
     console.print(
-        f"blur {found.radius_px:.1f} px ({known}), the network says {found.predicted_radius_px:.1f} px; "
+        f"blur {found.radius_px:.1f} px ({known}), the network says {found.predicted_radius_px:.1f} px{processed}; "
         f"interval +-{float(np.mean(found.half_width)):.4g} in the mean (model {found.digest[:12]})\n{target} written",
         markup=False,
     )
@@ -129,7 +130,8 @@ def _draw_spectrum(axis: Axes, found: Explanation) -> None:
         axis.axvline(float(zero), color=_RED, linewidth=0.8, label=label)
     axis.set_xlim(0.0, min(0.5, 1.3 * float(zeros.max(initial=0.1))))
     axis.set_ylim(0.3 * float(np.median(power[-len(power) // 4 :])) + 1e-12, 3.0)
-    axis.set_title("power spectrum: rings of zeros", fontsize=9)
+    falls = "" if found.noise is None else f", noise falls from {found.noise.cutoff_per_px:g}/px on"
+    axis.set_title(f"power spectrum: rings of zeros{falls}", fontsize=9)
     axis.set_xlabel("cycles per pixel", fontsize=8)
     axis.tick_params(labelsize=7)
     if len(zeros):

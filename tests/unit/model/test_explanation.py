@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from blurs import STANDARD, out_of_focus
 from refocus.errors import ModelUnfit, UnsupportedImage
@@ -69,6 +70,15 @@ def test_what_undoing_the_blur_gives_without_a_network_is_nearer_to_the_truth_th
         return float(np.square(image - truth)[32:-32, 32:-32].mean())
 
     assert error(found.deconvolved) < error(found.filtered) < error(found.given)
+
+
+def test_noise_of_processed_images_is_named(blurred: np.ndarray, fluorescence: LoadedModel) -> None:
+    assert explain(blurred, fluorescence).noise is None
+    found = explain(gaussian_filter(blurred.astype(np.float32), 0.8), fluorescence)
+    assert found.noise is not None
+    # A Gaussian of s px leaves exp(-(2 pi s f)^2) of noise's power.
+    assert found.noise.cutoff_per_px == pytest.approx(1.0 / (2.0 * np.pi * 0.8), rel=0.3)
+    assert found.radius_px == pytest.approx(14.0, rel=0.1)
 
 
 def test_told_optics_are_what_is_explained(blurred: np.ndarray, fluorescence: LoadedModel) -> None:
