@@ -57,6 +57,8 @@ _BEYOND_WIDE_NATS = 50.0
 _STRIDE = 3
 #: Where its power is read: between these shares of its white level.
 _FALLING_FROM, _FALLING_TO = 0.45, 0.08
+#: Smaller windows say nothing.
+_SMALLEST_PX = 32
 #: A spectrum to which all rungs are alike, to so many nats, must not say that its image is far out of focus.
 _LEAST_NATS = 10.0
 
@@ -93,26 +95,18 @@ def noise_colour(windows: Tensor, *, profile: int | None = None) -> NoiseColour 
         Of the optics; otherwise the usual one.
     """
     side = min(windows.shape[-2:])
-    if side < 32:
+    if side < _SMALLEST_PX:
         return None
     with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
         seen = _spectra(windows.float())
         rungs, slopes = (table.to(windows.device) for table in _rung_tables(side))
         rungs = rungs[_USUAL_PROFILE if profile is None else profile, ::_STRIDE]
         shapes = (rungs[:, None] * slopes).flatten(0, 1)
-
-        def costs_by(*colours: NoiseColour | None) -> Tensor:
-            costs = [
-                _averaged(_misfit(power, _coloured(power, white, colour), seen.proofs, shapes))
-                for colour in colours
-                for power, white in zip(seen.power, seen.noise, strict=True)
-            ]
-            return torch.stack(costs).reshape(len(colours), len(windows), -1).mean(1)
-
-        by_white, *by_some = costs_by(None, *_FIRST_LOOK)
-        if by_white.amin() - torch.stack(by_some).amin() < _WORTH_MORE_NATS:
+        by_white = _costs(seen, shapes, None).mean(0)
+        at_first = min(_costs(seen, shapes, colour).mean(0).amin() for colour in _FIRST_LOOK)
+        if by_white.amin() - at_first < _WORTH_MORE_NATS:
             return None
-        costs = costs_by(*_COLOURS)
+        costs = torch.stack([_costs(seen, shapes, colour).mean(0) for colour in _COLOURS])
     by_colour = costs.amin(-1)
     best = int(by_colour.argmin())
     beyond_white = by_white.amin() - by_colour[best]
@@ -147,25 +141,31 @@ def rung_costs(windows: Tensor, *, profile: int | None = None, colour: NoiseColo
     side = min(windows.shape[-2:])
     # Of all that fit alike the usual profile: others are what networks have seen least of.
     alike = _unusual().to(windows) if profile is None else windows.new_zeros(1)
-    if side < 32:
+    if side < _SMALLEST_PX:
         return alike[:, None].expand(len(windows), *shape)
     with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
         seen = _spectra(windows.float())
         rungs, slopes = _rung_tables(side)
         rungs, slopes = rungs.to(windows.device), slopes.to(windows.device)
         shapes = (rungs[judged].flatten(0, 1)[:, None] * slopes).flatten(0, 1)
-        noises = [_coloured(power, white, colour) for power, white in zip(seen.power, seen.noise, strict=True)]
-        costs = torch.stack(
-            [
-                _averaged(_misfit(power, noise, seen.proofs, shapes))
-                for power, noise in zip(seen.power, noises, strict=True)
-            ]
-        )
+        costs = _costs(seen, shapes, colour)
         if profile is None:
             costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
         costs = (costs - costs.amin(-1, keepdim=True)).reshape(-1, *shape)
         silent = seen.empty | ((costs.amax(-1) - costs.amin(-1)).amax(-1) < _LEAST_NATS)
         return torch.where(silent[:, None, None], alike[:, None], costs)
+
+
+def _costs(seen: _Spectra, shapes: Tensor, colour: NoiseColour | None) -> Tensor:
+    """Costs of rungs [B, R], averaged over the textures of `shapes` [R textures, bins]."""
+    misfit = torch.stack(
+        [
+            _misfit(power, _coloured(power, white, colour), seen.proofs, shapes)
+            for power, white in zip(seen.power, seen.noise, strict=True)
+        ]
+    )
+    unlikely = torch.tensor(_TEXTURE_NATS, device=misfit.device).flatten()
+    return -torch.logsumexp(-CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / CREDENCE
 
 
 def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Tensor:
@@ -189,12 +189,6 @@ def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Ten
         amplitude = amplitude * torch.exp((-slope / curvature).clamp(-1.5, 1.5))
     torch.mul(shapes, amplitude[:, None], out=expected).add_(noise)
     return expected.reciprocal() @ of_inverse[:, 1] + expected.log_() @ proofs
-
-
-def _averaged(misfit: Tensor) -> Tensor:
-    """Costs of rungs [R] from those of their textures [R textures]."""
-    unlikely = torch.tensor(_TEXTURE_NATS, device=misfit.device).flatten()
-    return -torch.logsumexp(-CREDENCE * misfit.reshape(-1, len(unlikely)) - unlikely, -1) / CREDENCE
 
 
 def _coloured(power: Tensor, white: Tensor, colour: NoiseColour | None) -> Tensor:
