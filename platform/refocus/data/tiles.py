@@ -86,6 +86,15 @@ class Tile:
         name = f"{self.source}|{self.plane}|{self.y_px}|{self.x_px}|{self.pixels.shape}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
+    @property
+    def is_its_own_target(self) -> bool:
+        """Whether this is the in-focus plane, paired with itself: that teaches to leave alone, and measures nothing.
+
+        Its noise is the target's own, so the plane as it came agrees with the target perfectly, and whatever is taken
+        out of it counts as an error.
+        """
+        return self.target is not None and np.array_equal(self.pixels, self.target)
+
     def row(self, *, target: bytes | None = None) -> dict[str, Any]:
         """Return the tile as a row of `TILE_SCHEMA`; `target` saves a copy where its bytes are there already."""
         channels, height, width = self.pixels.shape

@@ -120,7 +120,7 @@ def sharp_tiles(tiles: Iterable[Tile], *, most: int) -> list[SharpImage]:
 
 
 def measured_tiles(tiles: Iterable[Tile], *, most: int) -> list[MeasuredPlane]:
-    """Return measured tiles with their in-focus targets, evenly over the split."""
+    """Return measured tiles with their in-focus targets, evenly over the split; no in-focus plane meets itself."""
     found = [
         MeasuredPlane(
             image=tile.pixels.astype(np.float32),
@@ -133,6 +133,7 @@ def measured_tiles(tiles: Iterable[Tile], *, most: int) -> list[MeasuredPlane]:
         for tile in tiles
         if tile.kind == "pair"
         and tile.target is not None
+        and not tile.is_its_own_target
         and float(np.std(tile.target.astype(np.float32))) > _LEAST_CONTRAST * tile.scale
     ]
     return evenly(found, most)

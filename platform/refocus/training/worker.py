@@ -267,6 +267,7 @@ class _Worker:
 
     def _read_validation_tiles(self) -> Iterator[Tile]:
         tiles = self.dataset.tiles("validation", modalities=[self.config.modality])
+        tiles = (tile for tile in tiles if not tile.is_its_own_target)
         return itertools.islice(tiles, self.rank, self.config.validation_tiles, self.world_size)
 
     def _assembler(self) -> BatchAssembler:

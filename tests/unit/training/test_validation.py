@@ -43,7 +43,8 @@ def test_tiles_that_are_too_small_for_the_blur_are_left_out(picture):
 def test_measured_tiles_meet_their_in_focus_targets(picture):
     blurred = tile("a", picture // 2, picture, planes_from_focus=-3.0, defocus_um=-1.5)
     empty = tile("a", picture, np.full_like(picture, 5), planes_from_focus=1.0)
-    (found,) = measured_tiles([blurred, empty, tile("b", picture)], most=9)
+    itself = tile("a", picture, picture.copy(), planes_from_focus=0.3)
+    (found,) = measured_tiles([itself, blurred, empty, tile("b", picture)], most=9)
     assert (found.band, found.defocus_um) == ("3 planes", 1.5)
     np.testing.assert_array_equal(found.truth[0], picture)
 
