@@ -111,7 +111,7 @@ def _measured_cases(client: Client, version: DatasetVersion) -> list[Case]:
     for tile in blurred[:: max(1, len(blurred) // _STACK_PLANES)][:_STACK_PLANES]:
         assert tile.target is not None
         after = client.refocus(np.ascontiguousarray(tile.pixels[0]))
-        cases.append(Case(tile.source, "measured z-stack", tile.pixels[0], after, tile.target[0]))
+        cases.append(Case(tile.source, "planes of z-stacks", tile.pixels[0], after, tile.target[0]))
     return cases
 
 
