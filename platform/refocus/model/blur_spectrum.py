@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refocus.optics.camera import falling_power
 from refocus.optics.ladder import BLIND_PROFILES, FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
 
 _BINS = 256
@@ -64,7 +65,7 @@ _LEAST_NATS = 10.0
 
 
 class NoiseColour(NamedTuple):
-    """Noise whose power falls with frequency f as ``exp(-(f / cutoff)^order)``.
+    """Noise whose power falls with frequency as `refocus.optics.camera.falling_power` has it.
 
     Attributes
     ----------
@@ -196,7 +197,7 @@ def _coloured(power: Tensor, white: Tensor, colour: NoiseColour | None) -> Tenso
     if colour is None:
         return white.expand(len(power))
     frequency = _bin_centres().to(power.device)
-    falling = torch.exp(-((frequency / colour.cutoff_per_px) ** colour.order))
+    falling = falling_power(frequency, colour.cutoff_per_px, colour.order)
     read = (falling <= _FALLING_FROM) & (falling >= _FALLING_TO)
     if not read.any():
         # The fall is steeper than bins are wide, or lies beyond the last.

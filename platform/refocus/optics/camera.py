@@ -124,16 +124,29 @@ def shot_noise(
     return torch.where(few, exact + read_variance.sqrt() * normal, counts)
 
 
+def falling_power(frequency_per_px: Tensor, cutoff_per_px: Tensor | float, order: Tensor | float) -> Tensor:
+    """Power of processed noise relative to white noise: ``exp(-(f / cutoff)^order)``.
+
+    Parameters
+    ----------
+    frequency_per_px : Tensor
+        In cycles per pixel.
+    cutoff_per_px : Tensor or float
+        In cycles per pixel, broadcastable.
+    order : Tensor or float
+        2 is a Gaussian filter's; the higher, the more abrupt. Broadcastable.
+    """
+    return torch.exp(-((frequency_per_px / cutoff_per_px) ** order))
+
+
 def coloured(noise: Tensor, cutoff_per_px: Tensor | float, order: Tensor | float) -> Tensor:
-    """White noise as smoothing, enlarging or compressing leave it: its power falls as ``exp(-(f / cutoff)^order)``.
+    """White noise as smoothing, enlarging or compressing leave it: with `falling_power`.
 
     Parameters
     ----------
     noise : Tensor, float, shape [..., h, w]
-    cutoff_per_px : Tensor or float
-        In cycles per pixel, broadcastable to `noise`.
-    order : Tensor or float
-        2 is a Gaussian filter's; the higher, the more abrupt. Broadcastable.
+    cutoff_per_px, order : Tensor or float
+        Of `falling_power`, broadcastable to `noise`.
 
     Returns
     -------
@@ -143,5 +156,5 @@ def coloured(noise: Tensor, cutoff_per_px: Tensor | float, order: Tensor | float
     down = torch.fft.fftfreq(height, device=noise.device, dtype=noise.dtype)
     across = torch.fft.rfftfreq(width, device=noise.device, dtype=noise.dtype)
     frequency = (down[:, None].square() + across.square()).sqrt()
-    amplitude = torch.exp(-0.5 * (frequency / cutoff_per_px) ** order)
+    amplitude = falling_power(frequency, cutoff_per_px, order).sqrt()
     return torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(height, width))
