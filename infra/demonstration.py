@@ -124,8 +124,8 @@ def write_picture(comparison: Comparison, path: Path) -> None:
 
     wanted = [case for case in comparison.cases if case.depth.startswith(f"{_PICTURE_DEPTH_UM:g} um")]
     gains = [case.scores()["psnr_after"] - case.scores()["psnr_before"] for case in wanted]
-    # The median, not the best: what a user should expect.
-    rows = [wanted[i] for i in np.argsort(gains)[len(gains) // 2 :][:2]] or comparison.cases[:1]
+    # The two about the median, not the best: what a user should expect.
+    rows = [wanted[i] for i in np.argsort(gains)[(len(gains) - 1) // 2 :][:2]] or comparison.cases[:1]
     figure, axes = plt.subplots(len(rows), 3, figsize=(9, 3.2 * len(rows)), squeeze=False, layout="constrained")
     for line, case in zip(axes, rows, strict=True):
         low, high = np.percentile(case.truth, [0.5, 99.8])
