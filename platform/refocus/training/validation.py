@@ -71,8 +71,11 @@ def report_on_split(
             f"{version.uri} has no {split} tile of {modality} with structure on it; ingest more specimens, or choose "
             "a model of a modality that is there."
         )
-    methods = {package.config.name: network_method(package, check=not quick)}
-    methods |= {name: network_method(other, check=False) for name, other in (others or {}).items()}
+    plain = {
+        name: network_method(each, check=False)
+        for name, each in ({package.config.name: package} | (others or {})).items()
+    }
+    methods = plain if quick else plain | {package.config.name: network_method(package)}
     return evaluate(
         methods,
         images,
@@ -83,6 +86,7 @@ def report_on_split(
         baselines=baselines,
         source=f"{version.uri}, {split} split: {len(images)} sharp images, {len(planes)} measured tiles",
         seam=None if quick else check_seams(package),
+        timed=plain,
         progress=progress,
     )
 

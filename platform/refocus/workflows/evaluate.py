@@ -261,6 +261,7 @@ def _on_images(
         source=f"{len(sharp)} sharp images {of}, {len(planes)} planes of measured focal series",
         notes=("models were told the optics",) if optics is not None else (),
         seam=check_seams(judged) if judged is not None and options.scope != "quick" else None,
+        timed={name: network_method(package, check=False, optics=optics) for name, package in rows.items()},
         progress=progress,
     )
 

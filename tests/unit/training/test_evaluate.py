@@ -4,6 +4,7 @@ from scipy import ndimage
 from skimage import data
 
 from refocus.errors import InputError
+from refocus.model.blur_estimate import estimate_blur
 from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import UNSHARP
 from refocus.training.evaluate import Restored, evaluate, speed_of
@@ -25,7 +26,7 @@ def smooth(image):
 
 @pytest.fixture(scope="module")
 def report():
-    return evaluate({"smooth": smooth}, images(), SETTINGS, baselines=[UNSHARP], time_methods=False)
+    return evaluate({"smooth": smooth}, images(), SETTINGS, baselines=[UNSHARP], timed={})
 
 
 def test_every_method_meets_the_same_scenes(report):
@@ -37,7 +38,7 @@ def test_every_method_meets_the_same_scenes(report):
 
 
 def test_an_identity_scores_as_the_input():
-    found = evaluate({"same": lambda image: image}, images(), SETTINGS, baselines=[], time_methods=False)
+    found = evaluate({"same": lambda image: image}, images(), SETTINGS, baselines=[], timed={})
     for before, after in zip(found.select("input"), found.select("same"), strict=True):
         assert before.score == after.score
 
@@ -51,7 +52,7 @@ def test_the_best_unsharp_mask_is_no_worse_than_smoothing_is_good(report):
 
 
 def test_equal_seeds_give_equal_reports(report):
-    again = evaluate({"smooth": smooth}, images(), SETTINGS, baselines=[UNSHARP], time_methods=False)
+    again = evaluate({"smooth": smooth}, images(), SETTINGS, baselines=[UNSHARP], timed={})
     assert again.measurements == report.measurements
     assert again.settings == report.settings
 
@@ -62,7 +63,7 @@ def test_intervals_are_checked_against_the_truth():
         half[:, :90] = 1e9
         return Restored(image, half_width=half, blur_radius_px=3.0, flagged_share=0.25)
 
-    found = evaluate({"wide": wide}, images()[:1], SETTINGS, baselines=[], time_methods=False)
+    found = evaluate({"wide": wide}, images()[:1], SETTINGS, baselines=[], timed={})
     for measurement in found.select("wide"):
         # Half of the 180 rows are always covered; elsewhere only pixels that clip to their truth of zero are.
         assert measurement.coverage == pytest.approx(0.5, abs=0.02)
@@ -78,7 +79,7 @@ def test_the_report_survives_its_json(report):
 
 def test_a_method_that_changes_the_shape_is_refused():
     with pytest.raises(InputError, match="returned shape"):
-        evaluate({"crop": lambda image: image[:, 1:]}, images(), SETTINGS, baselines=[], time_methods=False)
+        evaluate({"crop": lambda image: image[:, 1:]}, images(), SETTINGS, baselines=[], timed={})
     with pytest.raises(InputError, match="no image"):
         evaluate({}, [], SETTINGS)
 
@@ -87,3 +88,15 @@ def test_speed_counts_megapixels():
     speed = speed_of(lambda image: image, side_px=100)
     assert speed.megapixels == 0.01
     assert speed.ms_per_megapixel >= 0
+
+
+def test_speed_is_that_of_an_image_out_of_focus():
+    seen = []
+
+    def method(image):
+        seen.append(image)
+        return image
+
+    speed_of(method, side_px=256, repeats=1)
+    estimate = estimate_blur(seen[0])
+    assert np.median(estimate.radius_px) == pytest.approx(14.0, rel=0.2)  # the profile is not told

@@ -30,7 +30,7 @@ def image():
 def report(image):
     truth = image.pixels.astype(np.float32)
     plane = MeasuredPlane(ndimage.gaussian_filter(truth, (0, 2, 2)), truth, "slide", "fluorescence", 2.0)
-    return evaluate({"smooth": smooth}, [image], SETTINGS, planes=[plane], baselines=[UNSHARP], time_methods=True)
+    return evaluate({"smooth": smooth}, [image], SETTINGS, planes=[plane], baselines=[UNSHARP])
 
 
 def test_the_page_stands_alone(report, image):

@@ -44,7 +44,7 @@ def test_an_untrained_network_is_the_input_with_an_honest_interval_after_calibra
         images(10, 4),
         SceneSettings(defocus_um=(0, 2, 6, 10), photons=(1000,)),
         baselines=[],
-        time_methods=False,
+        timed={},
     )
     # Its scale says nothing, so single depths are off; over all depths nine tenths are covered all the same. The
     # pictures overlap in part and are few: 5 points.
