@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import heapq
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import pyarrow as pa
 from refocus.zstack import Modality
 
 Kind = Literal["sharp", "pair"]
+T = TypeVar("T")
 
 #: Parquet schema of a shard. `pixels` and `target` are C-order [channels, height, width] in `dtype`.
 TILE_SCHEMA = pa.schema(
@@ -119,6 +121,15 @@ class Tile:
         }
         plain = {f.name: row[f.name] for f in fields(cls) if f.name not in arrays}
         return cls(**plain, **arrays)  # type: ignore[arg-type]
+
+
+def drawn(items: Iterable[T], most: int, *, index: Callable[[T], int]) -> list[T]:
+    """Return at most this many items as if drawn at random, and always the same ones: those of the smallest index.
+
+    Tiles lie in a microscope's order, place by place and plane by plane; every so-manieth of them may be of one plane.
+    `Tile.index` is a hash and knows no order, so specimens, places and planes mix. No more items than that are held.
+    """
+    return heapq.nsmallest(most, items, key=index)
 
 
 @dataclass(frozen=True, slots=True)

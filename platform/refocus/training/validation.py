@@ -10,7 +10,7 @@ import numpy as np
 
 from refocus.data.dataset import DatasetVersion
 from refocus.data.splits import Split, specimen_of, split_of
-from refocus.data.tiles import Tile
+from refocus.data.tiles import Tile, drawn
 from refocus.errors import DatasetIncomplete
 from refocus.io.microscopy import open_image
 from refocus.model.checkpoint import ModelPackage
@@ -124,23 +124,16 @@ def sharp_tiles(tiles: Iterable[Tile], *, most: int) -> list[SharpImage]:
 
 
 def measured_tiles(tiles: Iterable[Tile], *, most: int) -> list[MeasuredPlane]:
-    """Return measured tiles with their in-focus targets, evenly over the split; no in-focus plane meets itself."""
-    found = [
-        MeasuredPlane(
-            image=tile.pixels.astype(np.float32),
-            truth=tile.target.astype(np.float32),
-            specimen=tile.specimen,
-            modality=_modality(tile.modality),
-            planes_from_focus=tile.planes_from_focus or 0.0,
-            defocus_um=None if tile.defocus_um is None else abs(tile.defocus_um),
-        )
+    """Return tiles `drawn` from those measured, with their in-focus targets; no in-focus plane meets itself."""
+    fit = (
+        tile
         for tile in tiles
         if tile.kind == "pair"
         and tile.target is not None
         and not tile.is_its_own_target
-        and float(np.std(tile.target.astype(np.float32))) > _LEAST_CONTRAST * tile.scale
-    ]
-    return evenly(found, most)
+        and float(np.std(tile.target, dtype=np.float32)) > _LEAST_CONTRAST * tile.scale
+    )
+    return [_measured_plane(tile) for tile in drawn(fit, most, index=lambda tile: tile.index)]
 
 
 def sharp_images_in(
@@ -174,6 +167,18 @@ def evenly(items: list[T], most: int) -> list[T]:
     """Return at most this many, evenly over the list."""
     step = max(1.0, len(items) / most)
     return [items[int(i * step)] for i in range(min(most, len(items)))]
+
+
+def _measured_plane(tile: Tile) -> MeasuredPlane:
+    assert tile.target is not None
+    return MeasuredPlane(
+        image=tile.pixels.astype(np.float32),
+        truth=tile.target.astype(np.float32),
+        specimen=tile.specimen,
+        modality=_modality(tile.modality),
+        planes_from_focus=tile.planes_from_focus or 0.0,
+        defocus_um=None if tile.defocus_um is None else abs(tile.defocus_um),
+    )
 
 
 def _modality(name: str) -> Modality:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -47,6 +49,37 @@ def test_measured_tiles_meet_their_in_focus_targets(picture):
     (found,) = measured_tiles([itself, blurred, empty, tile("b", picture)], most=9)
     assert (found.band, found.defocus_um) == ("3 planes", 1.5)
     np.testing.assert_array_equal(found.truth[0], picture)
+
+
+def stack_tiles(picture):
+    """Three specimens of four places and eleven planes, as a split's shards hold them: by place, then by plane."""
+    for specimen in "abc":
+        for place in range(4):
+            for plane in range(11):
+                blurred = picture // (1 + abs(plane - 5))
+                yield tile(specimen, blurred, picture, y_px=200 * place, plane=plane, planes_from_focus=plane - 5.0)
+
+
+def test_a_few_measured_tiles_are_of_several_depths_and_specimens_and_always_the_same(picture):
+    few = measured_tiles(stack_tiles(picture), most=12)
+    assert len(few) == 12
+    # Twelve of 132 are every eleventh: taken at that stride, all would be of one plane.
+    assert len({plane.band for plane in few}) >= 4
+    assert {plane.specimen for plane in few} == set("abc")
+    again = measured_tiles(reversed(list(stack_tiles(picture))), most=12)
+    assert [(p.specimen, p.planes_from_focus) for p in again] == [(p.specimen, p.planes_from_focus) for p in few]
+
+
+def test_a_split_is_read_without_being_held(picture):
+    tracemalloc.start()
+    try:
+        measured_tiles(stack_tiles(picture), most=4)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The four as they are kept, two float32 images each, and as much again for tiles at hand. All 120 that are out of
+    # focus would be fifteen times that.
+    assert peak_bytes < 2 * 4 * 2 * 4 * picture.size
 
 
 def test_a_few_are_taken_evenly_and_all_where_they_are_few():
