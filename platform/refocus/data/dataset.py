@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from refocus.data.manifest import DatasetManifest, checked_name
 from refocus.data.splits import Split
-from refocus.data.tiles import Tile
+from refocus.data.tiles import Tile, drawn
 from refocus.errors import ConfigurationError, DatasetIncomplete, DatasetMissing, ObjectMissing
+from refocus.io.ranged import RangedObject
 from refocus.io.store import ObjectStore
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 DATASETS = "datasets"
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+# A plane no further from where its place is in focus is the one that is taken for sharp there.
+_IN_FOCUS_PLANES = 0.5
 
 
 def version_prefix(name: str, version: str) -> str:
@@ -88,6 +91,39 @@ class DatasetVersion:
         for key in self.manifest.keys(split, modalities):
             for row in pq.read_table(io.BytesIO(self.store.get(key))).to_pylist():
                 yield Tile.from_row(row)
+
+    def draw(self, split: Split, most: int, *, modalities: Sequence[str] | None = None) -> list[int]:
+        """Return the indices of at most this many tiles, `drawn` from the whole split; no pixel is read.
+
+        In-focus planes are left out: they are their own targets, and measure nothing.
+        """
+
+        def out_of_focus() -> Iterator[int]:
+            for shard in self._shards(split, modalities):
+                columns = shard.read(columns=["index", "planes_from_focus"]).to_pydict()
+                for index, planes in zip(columns["index"], columns["planes_from_focus"], strict=True):
+                    if planes is None or abs(planes) > _IN_FOCUS_PLANES:
+                        yield index
+
+        return drawn(out_of_focus(), most, index=int)
+
+    def tiles_of(
+        self, split: Split, indices: Collection[int], *, modalities: Sequence[str] | None = None
+    ) -> Iterator[Tile]:
+        """Yield the tiles of these indices in a fixed order; only the row groups that hold one are read."""
+        wanted = set(indices)
+        for shard in self._shards(split, modalities):
+            for group in range(shard.num_row_groups):
+                if wanted.isdisjoint(shard.read_row_group(group, columns=["index"])["index"].to_pylist()):
+                    continue
+                for row in shard.read_row_group(group).to_pylist():
+                    if row["index"] in wanted:
+                        yield Tile.from_row(row)
+
+    def _shards(self, split: Split, modalities: Sequence[str] | None) -> Iterator[pq.ParquetFile]:
+        """Open the shards of `split` to be read in part, in a fixed order."""
+        for key in self.manifest.keys(split, modalities):
+            yield pq.ParquetFile(RangedObject.open(self.store, key))
 
     def keys(self, split: Split, *, modalities: Sequence[str] | None = None) -> tuple[str, ...]:
         """Return the keys of the shards of `split`, in a fixed order.

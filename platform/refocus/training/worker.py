@@ -10,6 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -266,9 +267,13 @@ class _Worker:
             yield assembler.assemble(group)
 
     def _read_validation_tiles(self) -> Iterator[Tile]:
-        tiles = self.dataset.tiles("validation", modalities=[self.config.modality])
-        tiles = (tile for tile in tiles if not tile.is_its_own_target)
-        return itertools.islice(tiles, self.rank, self.config.validation_tiles, self.world_size)
+        return self.dataset.tiles_of("validation", self._validation_share, modalities=[self.config.modality])
+
+    @cached_property
+    def _validation_share(self) -> list[int]:
+        """Indices of this rank's share of the tiles that are measured at each checkpoint; all ranks draw the same."""
+        most, modality = self.config.validation_tiles, self.config.modality
+        return self.dataset.draw("validation", most, modalities=[modality])[self.rank :: self.world_size]
 
     def _assembler(self) -> BatchAssembler:
         return BatchAssembler(
