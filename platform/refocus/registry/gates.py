@@ -27,7 +27,9 @@ class GatePolicy(BaseModel):
     band_tolerance : mapping of metric to float
         By how much the candidate may be worse in any band of defocus, in the metric's unit.
     coverage : (low, high) or None
-        Where the share of pixels inside the 90% interval must lie; None asks for none.
+        Where the share of pixels inside the 90% interval must lie, over all depths; None asks for none.
+    band_coverage : (low, high) or None
+        Where it must lie in every band of simulated defocus by itself: wider, since fewer images know it less well.
     slowest_ms_per_megapixel : float or None
         The speed budget, on the machine of the report.
     golden : bool
@@ -43,6 +45,7 @@ class GatePolicy(BaseModel):
     minimum_gain: float = 0.0
     band_tolerance: dict[Metric, float] = Field(default={"psnr_db": 0.1, "ssim": 0.005})
     coverage: tuple[float, float] | None = (0.88, 0.92)
+    band_coverage: tuple[float, float] | None = (0.80, 0.98)
     slowest_ms_per_megapixel: float | None = Field(default=None, gt=0)
     golden: bool = True
     minimum_specimens: int = Field(default=3, ge=1)
@@ -104,6 +107,7 @@ def decide(
     for metric, tolerance in policy.band_tolerance.items():
         _judge_bands(candidate, reference, method, metric, tolerance, against, failures)
     _judge_coverage(candidate, policy, failures, observations)
+    _judge_band_coverage(candidate, policy, failures)
     _judge_speed(candidate, policy, failures, observations)
     if policy.golden and golden_difference is None:
         failures.append(Failure(condition="golden image", detail="it was not tried on this machine."))
@@ -203,6 +207,23 @@ def _judge_coverage(
     observations.append(f"coverage {covered:.3f}")
     if not low <= covered <= high:
         failures.append(Failure(condition="coverage", detail=f"{covered:.3f}; {low} to {high} is expected."))
+
+
+def _judge_band_coverage(candidate: EvaluationReport, policy: GatePolicy, failures: list[Failure]) -> None:
+    """Depths that are covered too well do not make up for one that is not."""
+    if policy.band_coverage is None:
+        return
+    low, high = policy.band_coverage
+    simulated = dict.fromkeys((m.modality, m.band) for m in candidate.select() if m.kind == "simulated")
+    for modality, band in simulated:
+        covered = candidate.mean_of(lambda measurement: measurement.coverage, band=band, modality=modality)
+        if covered is not None and not low <= covered <= high:
+            failures.append(
+                Failure(
+                    condition=f"coverage at {band} ({modality})",
+                    detail=f"{covered:.3f}; {low:g} to {high:g} is expected at every depth.",
+                )
+            )
 
 
 def _judge_speed(

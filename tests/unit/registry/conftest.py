@@ -22,6 +22,7 @@ def report(
     band_gain_db: dict[str, float] | None = None,
     specimens: int = 6,
     coverage: float | None = 0.9,
+    band_coverage: dict[str, float] | None = None,
     ms_per_megapixel: float = 100.0,
     first_specimen: int = 0,
 ) -> EvaluationReport:
@@ -40,7 +41,7 @@ def report(
                         band=band,
                         kind="simulated",
                         score=score,
-                        coverage=coverage if method == "net" else None,
+                        coverage=(band_coverage or {}).get(band, coverage) if method == "net" else None,
                     )
                 )
     return EvaluationReport(

@@ -71,6 +71,27 @@ def test_coverage_must_lie_inside_the_stated_bounds(coverage, passes):
     assert failed(decision) == ([] if passes else ["coverage"])
 
 
+def test_a_depth_that_is_covered_badly_is_not_made_up_for_by_others():
+    bands = {"bands": ("2 um", "4 um", "8 um")}
+    uneven = report(3.0, **bands, band_coverage={"2 um": 1.0, "4 um": 1.0, "8 um": 0.7})
+    decision = judged(uneven, report(2.0, **bands))
+    assert failed(decision) == [f"coverage at {band} (fluorescence)" for band in ("2 um", "4 um", "8 um")]
+    assert "0.700; 0.8 to 0.98 is expected" in decision.failures[-1].detail
+    within = report(3.0, **bands, band_coverage={"2 um": 0.97, "4 um": 0.9, "8 um": 0.81})
+    assert judged(within, report(2.0, **bands)).passed
+    assert judged(uneven, report(2.0, **bands), GatePolicy(band_coverage=None)).passed
+
+
+def test_measured_series_are_not_judged_depth_by_depth():
+    # The in-focus plane that they are compared with has noise of its own.
+    candidate = report(3.0, bands=("2 um", "3 planes"), band_coverage={"2 um": 0.99, "3 planes": 0.79})
+    measured = tuple(
+        m.model_copy(update={"kind": "focal_series"}) if m.band == "3 planes" else m for m in candidate.measurements
+    )
+    candidate = candidate.model_copy(update={"measurements": measured})
+    assert failed(judged(candidate, report(2.0, bands=("2 um", "3 planes")))) == ["coverage at 2 um (fluorescence)"]
+
+
 def test_speed_beyond_the_budget_is_refused_with_both_numbers():
     decision = judged(report(3.0, ms_per_megapixel=201.0), report(2.0))
     assert str(decision.failures[0]) == "speed: 201 ms per megapixel; the budget is 200."
@@ -98,6 +119,7 @@ def test_all_failures_are_named_not_only_the_first():
 def test_shipped_policies_load_and_misspelt_ones_do_not(tmp_path):
     assert GatePolicy.load("default") == GatePolicy()
     assert GatePolicy.load("quickstart").coverage is None
+    assert GatePolicy.load("quickstart").band_coverage is None
     (tmp_path / "policy.yaml").write_text("metrik: psnr_db\n")
     with pytest.raises(ConfigurationError, match="metrik"):
         GatePolicy.load(tmp_path / "policy.yaml")
