@@ -193,10 +193,19 @@ class EvaluationReport(_Record):
         self, metric: Metric, method: str | None = None, *, band: str | None = None, modality: str | None = None
     ) -> dict[str, float]:
         """Return the mean of `metric` over each specimen's images."""
+        return self._by_specimen(lambda m: getattr(m.score, metric), method, band=band, modality=modality)
+
+    def _by_specimen(
+        self,
+        read: Callable[[Measurement], float | None],
+        method: str | None,
+        *,
+        band: str | None,
+        modality: str | None,
+    ) -> dict[str, float]:
         values: dict[str, list[float]] = {}
         for m in self.select(method, band=band, modality=modality):
-            value = getattr(m.score, metric)
-            if value is not None:
+            if (value := read(m)) is not None:
                 values.setdefault(m.specimen, []).append(value)
         return {specimen: float(np.mean(v)) for specimen, v in values.items()}
 
@@ -204,8 +213,7 @@ class EvaluationReport(_Record):
         self, metric: Metric, method: str | None = None, *, band: str | None = None, modality: str | None = None
     ) -> float | None:
         """Return the mean of `metric` over specimens, None where nothing was measured."""
-        values = self.by_specimen(metric, method, band=band, modality=modality)
-        return float(np.mean(list(values.values()))) if values else None
+        return self.mean_of(lambda m: getattr(m.score, metric), method, band=band, modality=modality)
 
     def mean_of(
         self,
@@ -215,9 +223,9 @@ class EvaluationReport(_Record):
         band: str | None = None,
         modality: str | None = None,
     ) -> float | None:
-        """Return the mean of what `read` finds in the measurements, None where it finds nothing."""
-        values = [v for m in self.select(method, band=band, modality=modality) if (v := read(m)) is not None]
-        return float(np.mean(values)) if values else None
+        """Return the mean over specimens of what `read` finds in their measurements, None where it finds nothing."""
+        values = self._by_specimen(read, method, band=band, modality=modality)
+        return float(np.mean(list(values.values()))) if values else None
 
     def with_rows_of(self, other: EvaluationReport) -> EvaluationReport:
         """Return this report with the other's methods that it lacks, on the scenes that both measured.

@@ -56,6 +56,13 @@ def test_coverage_speaks_only_of_bands_that_have_intervals():
     assert r.coverage() == {"4 um": 0.9}
 
 
+def test_coverage_counts_specimens_alike_too():
+    many = [measured("net", "a", 20, coverage=0.8) for _ in range(3)]
+    r = report(*many, measured("net", "b", 20, coverage=1.0))
+    assert r.coverage() == {"4 um": pytest.approx(0.9)}
+    assert r.mean_of(lambda m: m.coverage) == pytest.approx(0.9)
+
+
 def test_report_survives_its_json():
     r = report(
         measured("net", "a", 20.123456789, coverage=0.9),
