@@ -37,7 +37,8 @@ class _Record(BaseModel):
 class Score(_Record):
     """How close one image is to its truth; see :mod:`refocus.model.metrics`.
 
-    `ms_ssim` is None for images below 176 px, `resolution_px` where not even coarse structure correlates.
+    `ms_ssim` is None for images below 176 px, `resolution_px` where not even coarse structure correlates: worse than
+    any number.
     """
 
     psnr_db: Number
@@ -208,6 +209,19 @@ class EvaluationReport(_Record):
             if (value := read(m)) is not None:
                 values.setdefault(m.specimen, []).append(value)
         return {specimen: float(np.mean(v)) for specimen, v in values.items()}
+
+    def without_value(
+        self, metric: Metric, method: str | None = None, *, band: str | None = None, modality: str | None = None
+    ) -> dict[str, int]:
+        """Return how many of each specimen's images have no value of `metric`, for the specimens that have such.
+
+        Of resolution those are the images that resolve nothing. Means leave them out: ask for both.
+        """
+        counted: dict[str, int] = {}
+        for m in self.select(method, band=band, modality=modality):
+            if getattr(m.score, metric) is None:
+                counted[m.specimen] = counted.get(m.specimen, 0) + 1
+        return counted
 
     def mean(
         self, metric: Metric, method: str | None = None, *, band: str | None = None, modality: str | None = None

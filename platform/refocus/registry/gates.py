@@ -104,6 +104,8 @@ def decide(
     failures: list[Failure] = []
     observations: list[str] = []
     _judge_overall(candidate, reference, method, policy, against, failures, observations)
+    for metric in dict.fromkeys((policy.metric, *policy.band_tolerance)):
+        _judge_lost(candidate, reference, method, metric, against, failures)
     for metric, tolerance in policy.band_tolerance.items():
         _judge_bands(candidate, reference, method, metric, tolerance, against, failures)
     _judge_coverage(candidate, policy, failures, observations)
@@ -160,6 +162,32 @@ def _judge_overall(
         )
 
 
+def _judge_lost(
+    candidate: EvaluationReport,
+    reference: EvaluationReport,
+    method: str | None,
+    metric: Metric,
+    against: str,
+    failures: list[Failure],
+) -> None:
+    """Means leave out what has no value, as an image of which nothing is resolved: that must not pass for better."""
+    for modality in reference.modalities:
+        for band in reference.bands:
+            theirs = reference.by_specimen(metric, method, band=band, modality=modality)
+            ours = candidate.by_specimen(metric, band=band, modality=modality)
+            lost = candidate.without_value(metric, band=band, modality=modality)
+            known = reference.without_value(metric, method, band=band, modality=modality)
+            worse = [specimen for specimen in theirs if lost.get(specimen, 0) > known.get(specimen, 0)]
+            if worse:
+                named = ", ".join(worse[:3]) + (" ..." if len(worse) > 3 else "")
+                detail = f"no value for images of {len(worse)} specimens of {modality} ({named}); {against} has one."
+            elif theirs and not ours.keys() & theirs.keys():
+                detail = f"not measured on {modality}; {against} was."
+            else:
+                continue
+            failures.append(Failure(condition=f"{metric} at {band}", detail=detail))
+
+
 def _judge_bands(
     candidate: EvaluationReport,
     reference: EvaluationReport,
@@ -173,14 +201,9 @@ def _judge_bands(
     for modality in reference.modalities:
         for band in reference.bands:
             theirs = reference.by_specimen(metric, method, band=band, modality=modality)
-            if not theirs:
-                continue
             ours = candidate.by_specimen(metric, band=band, modality=modality)
             shared = ours.keys() & theirs.keys()
             if not shared:
-                failures.append(
-                    Failure(condition=f"{metric} at {band}", detail=f"not measured on {modality}; {against} was.")
-                )
                 continue
             mine, other = (sum(values[s] for s in shared) / len(shared) for values in (ours, theirs))
             if sign * (other - mine) > tolerance:

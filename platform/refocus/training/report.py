@@ -101,8 +101,10 @@ def markdown_table(report: EvaluationReport, metric: Metric, modality: str, meth
     lines = [f"| {figures.NAMES[metric]} | {' | '.join(bands)} |", "|---" * (len(bands) + 1) + "|"]
     for method in methods or report.methods:
         values = [report.mean(metric, method, band=b, modality=modality) for b in bands]
-        if any(v is not None for v in values):
-            lines.append(f"| {method} | {' | '.join(_number(v, metric) for v in values)} |")
+        lost = [_lost(report, metric, method, band, modality) for band in bands]
+        if any(v is not None for v in values) or any(lost):
+            cells = (f"{_number(value, metric)} {said}".strip() for value, said in zip(values, lost, strict=True))
+            lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -193,7 +195,8 @@ def _table(report: EvaluationReport, metric: Metric, modality: str) -> str:
                     mark = " class=best"
                 elif before is not None and sign * value < sign * before - 1e-9:
                     mark = " class=worse"
-            cells.append(f"<td{mark}>{_number(value, metric)}</td>")
+            lost = _lost(report, metric, method, band, modality)
+            cells.append(f"<td{mark}>{f'{_number(value, metric)} {lost}'.strip()}</td>")
         judged = " class=judged" if method == report.model else ""
         rows.append(f"<tr{judged}><td>{_text(method)}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{_text(b)}</th>" for b in bands)
@@ -251,6 +254,14 @@ def _image(png: bytes) -> str:
 
 def _number(value: float | None, metric: Metric) -> str:
     return "" if value is None or not np.isfinite(value) else f"{value:.{_DIGITS.get(metric, 3)}f}"
+
+
+def _lost(report: EvaluationReport, metric: Metric, method: str, band: str, modality: str) -> str:
+    """Say of how many images nothing is resolved: the mean is that of the others."""
+    if metric != "resolution_px":
+        return ""
+    lost = sum(report.without_value(metric, method, band=band, modality=modality).values())
+    return f"({lost} unresolved)" if lost else ""
 
 
 def _text(value: object) -> str:

@@ -25,6 +25,7 @@ def report(
     band_coverage: dict[str, float] | None = None,
     ms_per_megapixel: float = 100.0,
     first_specimen: int = 0,
+    resolution_px: dict[str, float | None] | None = None,
 ) -> EvaluationReport:
     """A model that is `gain_db` better than the input, a little more on some specimens than on others."""
     measurements = []
@@ -32,7 +33,10 @@ def report(
         gain = (band_gain_db or {}).get(band, gain_db)
         for specimen in range(first_specimen, first_specimen + specimens):
             for method, psnr in (("input", 24.0), ("net", 24.0 + gain + 0.01 * specimen)):
-                score = Score(psnr_db=psnr, ssim=psnr / 40, nrmse=0.1, pearson=0.9, signal_ratio=1.0)
+                resolved_px = (resolution_px or {}).get(f"s{specimen}", 8.0) if method == "net" else 12.0
+                score = Score(
+                    psnr_db=psnr, ssim=psnr / 40, nrmse=0.1, pearson=0.9, signal_ratio=1.0, resolution_px=resolved_px
+                )
                 measurements.append(
                     Measurement(
                         method=method,

@@ -62,6 +62,29 @@ def test_a_band_that_only_the_champion_was_measured_in_is_a_failure():
     assert "psnr_db at 4 um" in failed(decision)
 
 
+RESOLUTION = GatePolicy(metric="resolution_px", band_tolerance={"resolution_px": 0.1})
+
+
+def test_images_that_nothing_is_resolved_of_do_not_pass_for_better():
+    # Leaving out its two worst, the candidate's mean is 4 px, and better than the champion's 8.
+    blind = report(2.0, resolution_px=dict.fromkeys(("s2", "s3", "s4", "s5"), 4.0) | {"s0": None, "s1": None})
+    champion = report(2.0)
+    assert blind.mean("resolution_px") < champion.mean("resolution_px")
+    decision = judged(blind, champion, RESOLUTION)
+    assert failed(decision) == ["resolution_px at 2 um", "resolution_px at 4 um"]
+    assert "images of 2 specimens of fluorescence (s0, s1); champion" in decision.failures[0].detail
+
+
+def test_what_the_champion_does_not_resolve_either_is_no_loss():
+    sharper = dict.fromkeys(("s1", "s2", "s3", "s4", "s5"), 4.0) | {"s0": None}
+    assert judged(report(2.0, resolution_px=sharper), report(2.0, resolution_px={"s0": None}), RESOLUTION).passed
+
+
+def test_a_candidate_that_resolves_nothing_is_no_better_than_the_input():
+    nothing = report(2.0, resolution_px=dict.fromkeys(("s0", "s1", "s2", "s3", "s4", "s5")))
+    assert {"same images", "resolution_px at 4 um"} <= set(failed(judged(nothing, policy=RESOLUTION)))
+
+
 @pytest.mark.parametrize(
     ("coverage", "passes"), [(0.87, False), (0.88, True), (0.92, True), (0.93, False), (None, False)]
 )

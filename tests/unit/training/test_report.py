@@ -52,6 +52,24 @@ def test_tables_hold_the_means(report):
     assert "| PSNR (dB) | slide |" in series_table(report, "psnr_db")
 
 
+def test_tables_say_of_how_many_images_nothing_is_resolved(report):
+    blind = report.model_copy(
+        update={
+            "measurements": tuple(
+                m.model_copy(update={"score": m.score.model_copy(update={"resolution_px": None})})
+                if m.method == "smooth" and m.band == "6 um"
+                else m
+                for m in report.measurements
+            )
+        }
+    )
+    assert "unresolved" not in markdown_table(report, "resolution_px", "fluorescence")
+    row = markdown_table(blind, "resolution_px", "fluorescence").splitlines()[-1]
+    assert row.startswith("| smooth |")
+    assert row.endswith("| (1 unresolved) |")
+    assert "(1 unresolved)</td>" in html_report(blind)
+
+
 def test_each_curve_shows_a_classical_method_at_the_setting_for_it(report):
     assert row_of(report, "unsharp", "ssim") == "unsharp_ssim"
     assert row_of(report, "unsharp", "psnr_db") == "unsharp"
