@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refocus.errors import ConfigurationError, ModelMissing, ModelUnfit, PromotionRefused
+from refocus.errors import AliasMoved, ConfigurationError, ModelMissing, ModelUnfit, PromotionRefused
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.evaluation import EvaluationReport
 from refocus.model.golden import TOLERANCE, golden_output, largest_difference
@@ -59,7 +59,8 @@ def promote(
     PromotionRefused
         With every condition that failed. The version stays published.
     AliasMoved
-        If another promotion won the race.
+        If another promotion won the race: `champion_report` is of a version that is champion no more, or the alias
+        moved meanwhile.
     ConfigurationError
         If `why` says nothing.
     """
@@ -105,6 +106,12 @@ def judge(
             return _refused(against, "new", "it is the champion already.")
         if champion_report is None:
             champion_report = catalog.report(catalog.load(version.model, champion_digest))
+        elif champion_report.digest != champion_digest:
+            raise AliasMoved(
+                f"{version.model} {version.digest[:12]} was compared with {(champion_report.digest or 'nothing')[:12]}, "
+                f"and the champion is {champion_digest[:12]} now: another promotion came between. Promote again, and it "
+                "is compared with that one."
+            )
     if candidate_report is None:
         return _refused(against, "evaluation", "the candidate has none; evaluate it first.")
     if champion is not None and champion_report is None:

@@ -79,6 +79,17 @@ def test_who_loses_the_race_is_told_so(catalog, monkeypatch):
         promote(catalog, package(3, report(3.0)), why="slower")
 
 
+def test_who_was_compared_with_a_champion_of_yesterday_is_told_so(catalog):
+    first = promote(catalog, package(1, report(1.0)), why="first light").version.digest
+    of_first = report(1.0).model_copy(update={"digest": first})
+    second = promote(catalog, package(2, report(4.0)), why="faster", champion_report=of_first).version.digest
+    # Better than the first, worse than the second.
+    for force in (False, True):
+        with pytest.raises(AliasMoved, match=f"{first[:12]}, and the champion is {second[:12]} now"):
+            promote(catalog, package(3, report(2.0)), why="slower", champion_report=of_first, force=force)
+    assert champion(catalog) == second
+
+
 def test_rolling_back_returns_to_the_version_before(catalog):
     digests = [promote(catalog, package(seed, report(float(seed))), why="better").version.digest for seed in (1, 2, 3)]
     assert rollback(catalog, "tiny", why="seams").digest == digests[1]
