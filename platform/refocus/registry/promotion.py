@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refocus.errors import AliasMoved, ConfigurationError, ModelMissing, ModelUnfit, PromotionRefused
@@ -10,7 +11,7 @@ from refocus.model.evaluation import EvaluationReport
 from refocus.model.golden import TOLERANCE, golden_output, largest_difference
 from refocus.registry.catalog import Catalog
 from refocus.registry.gates import GatePolicy, decide
-from refocus.registry.records import Alias, AliasName, Decision, Failure, VersionRecord
+from refocus.registry.records import Alias, AliasName, Decision, Event, Failure, VersionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def promote(
     Raises
     ------
     PromotionRefused
-        With every condition that failed. The version stays published.
+        With every condition that failed. The version stays published. Also, forced or not, if the alias names it
+        already: there is nothing to move.
     AliasMoved
         If another promotion won the race: `champion_report` is of a version that is champion no more, or the alias
         moved meanwhile.
@@ -68,6 +70,10 @@ def promote(
         raise ConfigurationError("a promotion needs a reason; say why in a few words (--reason).")
     version = catalog.publish(package, model=model, who=who)
     seen = seen_alias(catalog, version.model, alias)
+    if seen is not None and seen[0].digest == version.digest:
+        raise PromotionRefused(
+            f"{alias} of {version.model!r} stays where it is.", [f"new: {version.digest[:12]} is the {alias} already."]
+        )
     decision = judge(catalog, package, version, policy or GatePolicy.load("default"), champion_report)
     if not decision.passed and not force and alias == "champion":
         raise PromotionRefused(
@@ -107,10 +113,10 @@ def judge(
         if champion_report is None:
             champion_report = catalog.report(catalog.load(version.model, champion_digest))
         elif champion_report.digest != champion_digest:
+            compared = (champion_report.digest or "nothing")[:12]
             raise AliasMoved(
-                f"{version.model} {version.digest[:12]} was compared with {(champion_report.digest or 'nothing')[:12]}, "
-                f"and the champion is {champion_digest[:12]} now: another promotion came between. Promote again, and it "
-                "is compared with that one."
+                f"{version.model} {version.digest[:12]} was compared with {compared}, and the champion is "
+                f"{champion_digest[:12]} now: another promotion came between. Promote again to compare them."
             )
     if candidate_report is None:
         return _refused(against, "evaluation", "the candidate has none; evaluate it first.")
@@ -141,23 +147,42 @@ def rollback(
     Raises
     ------
     ModelMissing
-        If there is nothing to go back to.
+        If there is nothing to go back to, or the alias has never named `to`.
+    ConfigurationError
+        If it names `to` now.
     AliasMoved
     """
     if not why.strip():
         raise ConfigurationError("a rollback needs a reason; say why in a few words (--reason).")
     seen = catalog.alias(model, alias)
-    if to is not None:
-        target: str | None = catalog.resolve(model, to)
-    else:
-        # A version that was rolled back from is not what "before" means: follow promotions alone.
-        promotions = [e for e in catalog.events(model, alias) if e.kind == "promote" and e.to_digest == seen[0].digest]
-        target = promotions[-1].from_digest if promotions else seen[0].event.from_digest
+    moves = [event for event in catalog.events(model, alias) if event.from_digest != event.to_digest]
+    target = _before(seen[0].digest, moves) if to is None else _once_named(catalog.resolve(model, to), seen[0], moves)
     if target is None:
         raise ModelMissing(
             f"{alias} of {model!r} has only ever been {seen[0].digest[:12]}; there is nothing before it."
         )
     return catalog.move(model, alias, target, seen=seen, kind="rollback", why=why, who=who)
+
+
+def _before(digest: str, moves: Sequence[Event]) -> str | None:
+    arrivals = [event for event in moves if event.to_digest == digest]
+    # A version that was rolled back from is not what "before" means: follow promotions alone.
+    promotions = [event for event in arrivals if event.kind == "promote"]
+    return (promotions or arrivals)[-1].from_digest if arrivals else None
+
+
+def _once_named(digest: str, now: Alias, moves: Sequence[Event]) -> str:
+    model, alias = now.event.model, now.event.alias
+    if digest == now.digest:
+        raise ConfigurationError(f"{alias} of {model!r} is {digest[:12]} already; name the version to go back to.")
+    before = dict.fromkeys(event.to_digest for event in reversed(moves) if event.to_digest != now.digest)
+    if digest not in before:
+        there = ", ".join(each[:12] for each in before) or "no other"
+        raise ModelMissing(
+            f"{alias} of {model!r} has never been {digest[:12]}; it was {there}. "
+            "A version that no gate has seen is promoted, not gone back to ('refocus models promote')."
+        )
+    return digest
 
 
 def seen_alias(catalog: Catalog, model: str, alias: AliasName) -> tuple[Alias, str] | None:

@@ -52,10 +52,12 @@ def test_a_candidate_without_an_evaluation_is_refused(catalog):
         promote(catalog, package(1), why="hope")
 
 
-def test_the_champion_cannot_succeed_itself(catalog):
+@pytest.mark.parametrize("force", [False, True])
+def test_the_champion_cannot_succeed_itself(catalog, force):
     promote(catalog, package(1, report(2.0)), why="first light")
     with pytest.raises(PromotionRefused, match="champion already"):
-        promote(catalog, package(1, report(2.0)), why="again")
+        promote(catalog, package(1, report(2.0)), why="again", force=force)
+    assert len(catalog.events("tiny")) == 1
 
 
 def test_a_challenger_needs_no_victory(catalog):
@@ -99,3 +101,25 @@ def test_rolling_back_returns_to_the_version_before(catalog):
         rollback(catalog, "tiny", why="and again")
     assert rollback(catalog, "tiny", why="it was the lamp", to=digests[2]).digest == digests[2]
     assert [event.kind for event in catalog.events("tiny")] == ["promote"] * 3 + ["rollback"] * 3
+
+
+def test_rolling_back_passes_over_moves_that_moved_nothing(catalog):
+    digests = [promote(catalog, package(seed, report(float(seed))), why="better").version.digest for seed in (1, 2)]
+    # As forced promotions of the champion once wrote them.
+    seen = catalog.alias("tiny", "champion")
+    catalog.move("tiny", "champion", digests[1], seen=seen, kind="promote", why="again", forced=True)
+    assert rollback(catalog, "tiny", why="seams").digest == digests[0]
+
+
+def test_rolling_back_goes_only_where_the_alias_has_been(catalog):
+    first = promote(catalog, package(1, report(1.0)), why="first light").version.digest
+    second = promote(catalog, package(2, report(2.0)), why="better").version.digest
+    with pytest.raises(PromotionRefused):
+        promote(catalog, package(3, report(0.5)), why="hope")
+    refused = package(3).digest
+    with pytest.raises(ModelMissing, match=f"never been {refused[:12]}; it was {first[:12]}"):
+        rollback(catalog, "tiny", why="hope", to=refused)
+    with pytest.raises(ConfigurationError, match="already"):
+        rollback(catalog, "tiny", why="hope", to=second)
+    assert champion(catalog) == second
+    assert rollback(catalog, "tiny", why="seams", to=first[:8]).digest == first
