@@ -15,8 +15,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _TRAIN_PERCENT = 80
 _VALIDATION_PERCENT = 10
 
-# Channels saved as separate files show one field of view: they must not end in two splits.
-DEFAULT_SPECIMEN_PATTERN = r"(.+?)(?:_c\d+)?"
+# Channels saved as separate files show one field of view: they must not end in two splits. _c1, _C1, Leica's _ch00,
+# MetaMorph's _w1 and _w1DAPI.
+DEFAULT_SPECIMEN_PATTERN = r"(.+?)(?i:_ch?\d+|_w\d+(?:[a-z][a-z\d]*)?)?"
 
 
 def split_of(specimen: str) -> Split:

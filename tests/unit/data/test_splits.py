@@ -35,8 +35,21 @@ def test_stem_drops_image_suffixes_only(key, stem):
     assert stem_of(key) == stem
 
 
-def test_channels_of_one_field_are_one_specimen():
-    assert specimen_of("raw/cells/field_12_c0.png") == specimen_of("raw/cells/field_12_c1.png") == "field_12"
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("_c0", "_c1"), ("_C1", "_C2"), ("_ch00", "_ch01"), ("_CH1", "_CH2"), ("_w1", "_w2"), ("_w1DAPI", "_w2GFP488")],
+)
+def test_channels_of_one_field_are_one_specimen(first, second):
+    for number in range(100):
+        field = f"Field_{number}"
+        assert specimen_of(f"raw/cells/{field}{first}.tif") == specimen_of(f"raw/cells/{field}{second}.tif") == field
+
+
+@pytest.mark.parametrize(
+    "name", ["s1_t2", "plate_w", "cells_chip3", "slide_c", "a_w1-002", "wt_c1_s2", "dapi_widefield"]
+)
+def test_what_only_looks_like_a_channel_stays_in_the_name(name):
+    assert specimen_of(f"raw/{name}.tif") == name
 
 
 def test_a_pattern_names_the_slide():
