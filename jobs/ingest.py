@@ -13,7 +13,7 @@ from refocus.workflows.ingest import ingest
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", default="raw/", help="prefix of the raw images (default: raw/)")
+    parser.add_argument("--raw", default="raw/", help="folder of the raw images, or one of them (default: raw/)")
     parser.add_argument("--dataset", default="default", help="name of the dataset (default: default)")
     parser.add_argument("--version", help="version to make (default: named after its content)")
     parser.add_argument("--axes", help="what axes mean that files do not name, such as ZYX; where no sidecar answers")

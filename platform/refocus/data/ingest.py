@@ -47,6 +47,15 @@ def plan_ingest(
 ) -> IngestPlan:
     """List the raw prefix and fix what will be ingested.
 
+    Parameters
+    ----------
+    store : ObjectStore
+    raw_prefix : str
+        A folder, whose neighbours of like names stay out; or the key of one object; or nothing, for the whole bucket.
+    settings : IngestSettings, optional
+    fallback : Rule, optional
+        Answers where no sidecar does.
+
     Raises
     ------
     DatasetIncomplete
@@ -55,8 +64,7 @@ def plan_ingest(
         If a sidecar is not understood.
     """
     settings = settings or IngestSettings()
-    prefix = raw_prefix.removeprefix(f"s3://{store.settings.bucket}/")
-    objects = list(store.list(prefix))
+    prefix, objects = _listed(store, raw_prefix.removeprefix(f"s3://{store.settings.bucket}/"))
     sidecars = {
         entry.key.removesuffix(SIDECAR_NAME).rstrip("/"): store.get(entry.key).decode(errors="replace")
         for entry in objects
@@ -212,6 +220,14 @@ def _answers(sidecars: dict[str, str], fallback: Rule | None) -> Answers:
         folder: Sidecar.parse(text.encode(), source=f"{folder}/{SIDECAR_NAME}") for folder, text in sidecars.items()
     }
     return Answers(parsed, fallback)
+
+
+def _listed(store: ObjectStore, place: str) -> tuple[str, list[ObjectInfo]]:
+    folder = place.rstrip("/") + "/" if place else ""
+    # Keys are listed in order: an object whose whole key this is comes before those whose key begins with it.
+    if place != folder and (first := next(store.list(place), None)) is not None and first.key == place:
+        return place, [first]
+    return folder, list(store.list(folder))
 
 
 def _images(objects: list[ObjectInfo]) -> Iterator[SourceObject]:
