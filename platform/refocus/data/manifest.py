@@ -170,6 +170,14 @@ class DatasetManifest(_Record):
     sources: tuple[SourceSummary, ...]
     quarantined: int
 
+    @property
+    def scattered_specimens(self) -> dict[str, tuple[str, ...]]:
+        """The folders of each specimen that came from more than one."""
+        folders: dict[str, set[str]] = {}
+        for source in self.sources:
+            folders.setdefault(source.specimen, set()).add(source.source.rpartition("/")[0])
+        return {specimen: tuple(sorted(found)) for specimen, found in sorted(folders.items()) if len(found) > 1}
+
     def rows(self, split: Split, modalities: Collection[str] | None = None) -> int:
         """Return the number of tiles of `split`."""
         return sum(shard.rows for shard in self._shards_of(split, modalities))

@@ -21,6 +21,7 @@ from refocus.io.store import ObjectStore
 _EXAMPLES = 6
 _CURVES = 12
 _REASONS = 100
+_FOLDERS = 3
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -43,6 +44,20 @@ def quality_report(store: ObjectStore, manifest: DatasetManifest, quarantined: S
         _quarantine(quarantined),
     ]
     return f"<!doctype html><meta charset='utf-8'><title>Quality</title><style>{_STYLE}</style>" + "\n".join(parts)
+
+
+def said_of_scattered(manifest: DatasetManifest) -> str | None:
+    """Return a warning where specimens come from several folders; None where each has one of its own."""
+    scattered = manifest.scattered_specimens
+    if not scattered:
+        return None
+    specimen, folders = next(iter(scattered.items()))
+    more = f" and {len(folders) - _FOLDERS} more" if len(folders) > _FOLDERS else ""
+    return (
+        f"Files of one name count as one specimen, in one split: {len(scattered)} specimens come from several folders, "
+        f"such as {specimen} from {', '.join(folders[:_FOLDERS])}{more}. That is right where folders hold channels or "
+        "times; where each shows another specimen, give the rule specimen: '.*/(.+)/.+' in an acquisition.yaml."
+    )
 
 
 def _counts(manifest: DatasetManifest) -> str:
@@ -69,6 +84,8 @@ def _warnings(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource
     assumed = sum(source.modality_assumed for source in manifest.sources)
     if assumed:
         said.append(f"The modality of {assumed} images was assumed; an acquisition.yaml would say.")
+    if scattered := said_of_scattered(manifest):
+        said.append(scattered)
     saturated = [source for source in manifest.sources if source.saturated_share > 0.01]
     if saturated:
         said.append(f"{len(saturated)} images have more than 1% saturated pixels, such as {saturated[0].source}.")

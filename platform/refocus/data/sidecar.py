@@ -8,6 +8,8 @@ An ``acquisition.yaml`` anywhere under the raw prefix answers for the objects be
         pixel_size_um: 0.325
         specimen: '(slide\\d+)_.*'   # first group: what the split keeps together
         minimum_sharpness: 0.02      # sharp images softer than that are quarantined
+      - match: "wells/*"
+        specimen: '.*/(.+)/.+'       # with a slash, on the whole key /raw/wells/A01/img_1: here the folder's name
       - match: "overview/*"
         ignore: true
 

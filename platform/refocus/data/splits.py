@@ -39,26 +39,36 @@ def hash_percent(name: str) -> int:
 
 def stem_of(key: str) -> str:
     """Return the last part of `key` without its image suffixes: ``raw/a/s3.ome.tif`` gives ``s3``."""
-    name = PurePosixPath(key.rstrip("/")).name
-    return re.sub(r"(\.ome)?\.(tiff?|png|jpe?g|zarr)$", "", name, flags=re.IGNORECASE)
+    return PurePosixPath(_without_suffixes(key)).name
 
 
 def specimen_of(key: str, pattern: str = DEFAULT_SPECIMEN_PATTERN) -> str:
     """Return the specimen that the object `key` shows: the first group of `pattern` on its stem.
 
+    A pattern with a slash that does not fit the stem is tried on the whole key, with a slash before it: on
+    ``/raw/plate7/A01/img_1`` ``.*/(.+)/.+`` finds ``A01``. Whichever folder is ingested, the key is the same, and so
+    are the specimen and its split.
+
     Raises
     ------
     ConfigurationError
-        If `pattern` is no regular expression with a group, or does not fit the stem.
+        If `pattern` is no regular expression with a group, or does not fit.
     """
     stem = stem_of(key)
     try:
         match = re.fullmatch(pattern, stem)
+        if match is None and "/" in pattern:
+            match = re.fullmatch(pattern, "/" + _without_suffixes(key))
     except re.error as error:
         raise ConfigurationError(f"specimen pattern {pattern!r} is not a regular expression: {error}.") from error
     if match is None or match.re.groups < 1 or not match.group(1):
         raise ConfigurationError(
             f"specimen pattern {pattern!r} finds no specimen in {stem!r} (of {key}); "
-            r"expected a pattern whose first group is the specimen's name, such as '(slide\d+)_.*'."
+            r"expected a pattern whose first group is the specimen's name, such as '(slide\d+)_.*', or '.*/(.+)/.+' "
+            "where it is the folder's."
         )
     return match.group(1)
+
+
+def _without_suffixes(key: str) -> str:
+    return re.sub(r"(\.ome)?\.(tiff?|png|jpe?g|zarr)$", "", key.rstrip("/"), flags=re.IGNORECASE)

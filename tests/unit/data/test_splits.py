@@ -56,6 +56,18 @@ def test_a_pattern_names_the_slide():
     assert specimen_of("raw/slide7_tile3.tif", r"(slide\d+)_.*") == "slide7"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "specimen"),
+    [(".*/(.+)/.+", "A01"), (".*/(.+/.+)", "A01/img_001"), (".*/(plate[^/]+)/.+", "plate7")],
+)
+def test_a_pattern_with_a_slash_sees_the_folders(pattern, specimen):
+    assert specimen_of("raw/plate7/A01/img_001.ome.tif", pattern) == specimen
+
+
+def test_a_pattern_with_a_slash_that_fits_the_stem_sees_no_folders():
+    assert specimen_of("raw/plate7/slide3_t4.tif", r"([^/]+)_t\d+") == "slide3"
+
+
 @pytest.mark.parametrize("pattern", ["slide", "(", r"(plate\d+)_.*", "(x?).*"])
 def test_a_pattern_that_finds_nothing_is_refused(pattern):
     with pytest.raises(ConfigurationError, match="pattern"):
