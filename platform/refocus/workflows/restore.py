@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from refocus.errors import ConfigurationError, InputError, RefocusError
+from refocus.errors import ConfigurationError, InputError, ModelUnfit, RefocusError, RequestRefused
 from refocus.serving.answers import encode_answer
 from refocus.serving.config import ServingConfig
 from refocus.serving.requests import RestoreRequest, optics_of
@@ -23,6 +23,9 @@ _SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _CONTAINERS: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
 #: On a person's own machine its memory is the limit.
 OWN_MACHINE = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**20, max_decoded_bytes=2**40)
+
+#: What is wrong with one file and need not be with the next.
+_OF_ONE_FILE = (InputError, RequestRefused, ModelUnfit)
 
 RestoreFile = Callable[[Path, Path], str]
 
@@ -80,7 +83,7 @@ def restore_files(source: Path, target: Path, options: Options, console: Console
     Raises
     ------
     ConfigurationError
-        If source and target do not fit together.
+        If source and target do not fit together, or two images of a folder would be written to one file.
     InputError
         If files could not be restored; each was named, the others are written.
     """
@@ -96,7 +99,7 @@ def restore_files(source: Path, target: Path, options: Options, console: Console
             after.parent.mkdir(parents=True, exist_ok=True)
             digest = restore(before, after)
             console.print(f"{number} of {len(pairs)}: {after} (model {digest[:12]})")
-        except InputError as error:
+        except _OF_ONE_FILE as error:
             failed += 1
             console.print(f"{number} of {len(pairs)}: {before} left out: {error}", markup=False)
     if failed:
@@ -113,6 +116,7 @@ def _pairs(source: Path, target: Path, options: Options) -> Iterator[tuple[Path,
         if not found:
             raise ConfigurationError(f"{source} holds no image; expected {', '.join(_SUFFIXES)}.")
         pairs = [(path, _named(target / path.relative_to(source))) for path in found]
+        _check_each_its_own(pairs)
     else:
         pairs = [(source, _named(target / source.name) if target.is_dir() else target)]
     for before, after in pairs:
@@ -121,6 +125,18 @@ def _pairs(source: Path, target: Path, options: Options) -> Iterator[tuple[Path,
         if after.suffix.lower() not in _CONTAINERS:
             raise ConfigurationError(f"{after} would be no image that is written; expected .tif, .tiff or .png.")
         yield before, after
+
+
+def _check_each_its_own(pairs: list[tuple[Path, Path]]) -> None:
+    sources: dict[Path, list[Path]] = {}
+    for before, after in pairs:
+        sources.setdefault(after, []).append(before)
+    shared = {after: befores for after, befores in sources.items() if len(befores) > 1}
+    if shared:
+        named = "\n".join(f"  {after}: {', '.join(map(str, befores))}" for after, befores in shared.items())
+        raise ConfigurationError(
+            f"several images would be written to one file, for JPEG becomes PNG; rename or move all but one:\n{named}"
+        )
 
 
 def _named(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""``refocus restore`` in this process: what files and callers say of the optics reaches the model."""
+"""``refocus restore``: what files and callers say of the optics reaches the model; one bad file stops no folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pytest
 import tifffile
 from rich.console import Console
 
+from refocus.errors import ConfigurationError, InputError, ModelUnfit, RefocusError, RequestRefused, ServiceFailed
 from refocus.io.writers import write_ome_tiff
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import restore
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.simulate import simulate_focal_series
+from refocus.workflows import restore as workflow
 from refocus.workflows.restore import Options, restore_files
 from refocus.zstack import Acquisition
 
@@ -45,3 +47,53 @@ def test_optics_are_told_by_the_file_or_by_the_caller(
     expected = restore(blurred, package, optics=SYSTEM).pixels if told else blind
     np.testing.assert_array_equal(tifffile.imread(target), expected)
     assert (blind != expected).any() == told
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (source / name).write_bytes(name.encode())
+    return source
+
+
+def refuses_b(error: RefocusError) -> workflow.RestoreFile:
+    def restore_file(before: Path, after: Path) -> str:
+        if before.name == "b.png":
+            raise error
+        after.write_bytes(before.read_bytes())
+        return "digest of a model"
+
+    return restore_file
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("no image"), RequestRefused("too large", status=413), ModelUnfit("5 channels")]
+)
+def test_a_file_that_is_refused_does_not_stop_the_rest(
+    folder: Path, error: RefocusError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "_by_server", lambda _: refuses_b(error))
+    target = folder.parent / "out"
+    with pytest.raises(InputError, match="1 of 3 files"):
+        restore_files(folder, target, Options(url="http://service"), Console(quiet=True))
+    assert {path.name for path in target.iterdir()} == {"a.png", "c.png"}
+
+
+def test_a_service_that_does_not_answer_stops_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow, "_by_server", lambda _: refuses_b(ServiceFailed("no answer")))
+    with pytest.raises(ServiceFailed):
+        restore_files(folder, folder.parent / "out", Options(url="http://service"), Console(quiet=True))
+
+
+def test_images_that_would_overwrite_one_another_are_refused_before_anything_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "_by_server", lambda _: refuses_b(InputError("never asked")))
+    for name in ("a.jpg", "a.jpeg"):
+        (folder / name).write_bytes(b"")
+    target = folder.parent / "out"
+    with pytest.raises(ConfigurationError, match=r"a\.png: .*a\.jpeg, .*a\.jpg, .*a\.png"):
+        restore_files(folder, target, Options(url="http://service", overwrite=True), Console(quiet=True))
+    assert not target.exists()
