@@ -29,6 +29,7 @@ from refocus.data.manifest import (
 from refocus.data.report import quality_report
 from refocus.data.shards import ShardWriter
 from refocus.data.sidecar import SIDECAR_NAME, Answers, Rule, Sidecar
+from refocus.data.splits import IMAGE_SUFFIXES, is_image
 from refocus.errors import DatasetExists, DatasetIncomplete, InputError, ObjectExists, ObjectMissing
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectInfo, ObjectStore
@@ -37,7 +38,6 @@ from refocus.io.zarr import etag_of_folder, zarr_roots
 RECEIPTS = "receipts/"
 QUARANTINE = "quarantine.jsonl"
 REPORT = "quality.html"
-_IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 Progress = Callable[[int, int, Receipt | None], None]
 
@@ -77,7 +77,7 @@ def plan_ingest(
     if not images:
         raise DatasetIncomplete(
             f"{store.uri(prefix)} holds {len(objects)} objects but no image to ingest; "
-            f"expected {', '.join(_IMAGE_SUFFIXES)} or OME-Zarr. Upload images, or name another prefix."
+            f"expected {', '.join(IMAGE_SUFFIXES)} or OME-Zarr. Upload images, or name another prefix."
         )
     return IngestPlan(
         raw_prefix=prefix,
@@ -240,8 +240,7 @@ def _images(objects: list[ObjectInfo]) -> Iterator[SourceObject]:
     for entry in objects:
         if any(entry.key.startswith(root + "/") for root in roots):
             continue
-        # `refocus simulate` writes what only it knows beside a series: as a sharp image it would leak between splits.
-        if entry.key.lower().endswith(_IMAGE_SUFFIXES) and ".truth." not in entry.key:
+        if is_image(entry.key):
             yield SourceObject(key=entry.key, size_bytes=entry.size_bytes, etag=entry.etag)
 
 

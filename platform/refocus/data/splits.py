@@ -1,4 +1,4 @@
-"""Which split a specimen belongs to: a pure function of its name, so that adding data moves nothing."""
+"""Which names are images, and which split their specimen is in: pure functions, so that adding data moves nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from refocus.errors import ConfigurationError
 
 Split = Literal["train", "validation", "calibration"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 _TRAIN_PERCENT = 80
 _VALIDATION_PERCENT = 10
@@ -35,6 +36,15 @@ def split_of(specimen: str) -> Split:
 def hash_percent(name: str) -> int:
     """Return a number from 0 to 99 that follows from `name` alone, evenly spread over names."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
+
+
+def is_image(key: str) -> bool:
+    """Return whether `key` names an image file, as what ingest takes.
+
+    ``x.truth.tif`` is none: `refocus simulate` writes what only it knows beside a series, and as a sharp image that
+    would leak between splits.
+    """
+    return key.lower().endswith(IMAGE_SUFFIXES) and ".truth." not in key
 
 
 def stem_of(key: str) -> str:

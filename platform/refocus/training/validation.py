@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from refocus.data.dataset import DatasetVersion
-from refocus.data.splits import Split, specimen_of, split_of
+from refocus.data.splits import Split, is_image, specimen_of, split_of
 from refocus.data.tiles import Tile, drawn
 from refocus.errors import DatasetIncomplete
-from refocus.io.microscopy import open_image
+from refocus.io.microscopy import ImageSource, open_image
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import Baseline
 from refocus.training.evaluate import Progress, evaluate
 from refocus.training.methods import check_seams, network_method
 from refocus.training.scenes import SMALLEST_FIELD_PX, SceneSettings, SharpImage
-from refocus.training.series import MeasuredPlane
+from refocus.training.series import Image, MeasuredPlane
 from refocus.training.trust import with_calibration
 from refocus.zstack import MODALITIES, Modality
 
@@ -29,6 +31,7 @@ QUICK = SceneSettings(defocus_um=(0.0, 2.0, 4.0, 8.0), photons=(1500.0,), field_
 _LEAST_CONTRAST = 0.08
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def report_on_split(
@@ -141,26 +144,52 @@ def sharp_images_in(
 ) -> list[SharpImage]:
     """Read the sharp images of a folder that belong to a split, by the rule that ingest follows.
 
+    Each channel and time is an image of its own. Focal series are left out, and a warning says how many.
+
     Parameters
     ----------
     folder : Path
     split : {'validation', 'calibration', 'train'} or None
         None takes all.
     modality_of : callable, optional
-        ``modality_of(path, channels)``; where not given colour is brightfield and grey fluorescence, as in ingest.
+        ``modality_of(path, channels)``; where not given the file says, or else colour is brightfield and grey
+        fluorescence, as in ingest.
     """
-    decide = modality_of or (lambda _, channels: "brightfield" if channels == 3 else "fluorescence")
     found = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".tif", ".tiff")):
+    series = []
+    for path in sorted(p for p in folder.rglob("*") if is_image(p.name)):
         specimen = specimen_of(path.name)
         if split is not None and split_of(specimen) != split:
             continue
         with open_image(path.read_bytes(), name=str(path)) as source:
-            pixels = source.plane()
-        pixels = np.moveaxis(pixels[..., :3], -1, 0) if pixels.ndim == 3 else pixels[None]
-        name = path.relative_to(folder).as_posix()
-        found.append(SharpImage(pixels, specimen, decide(path, len(pixels)), name))
+            if source.size("Z") > 1:
+                series.append(path)
+                continue
+            said = source.acquisition.modality
+            for part, pixels in _fields_of(source):
+                if modality_of is not None:
+                    modality = modality_of(path, len(pixels))
+                else:
+                    modality = said or ("brightfield" if len(pixels) == 3 else "fluorescence")
+                found.append(SharpImage(pixels, specimen, modality, path.relative_to(folder).as_posix() + part))
+    if series:
+        _log.warning(
+            "%d files of %s hold several z-planes and are left out, such as %s: a focal series is no sharp image. "
+            "Evaluate series as such (--stacks).",
+            len(series), folder, series[0].relative_to(folder),
+        )  # fmt: skip
     return found
+
+
+def _fields_of(source: ImageSource) -> Iterator[tuple[str, Image]]:
+    """Each channel at each time, [C, Y, X], after what its name is told apart by."""
+    for t, c in product(range(source.size("T")), range(source.size("C"))):
+        parts = [f"{axis}={n}" for axis, n in (("t", t), ("c", c)) if source.size(axis.upper()) > 1]
+        pixels = source.plane(t=t, c=c)
+        yield (
+            "#" + ",".join(parts) if parts else "",
+            np.moveaxis(pixels[..., :3], -1, 0) if pixels.ndim == 3 else pixels[None],
+        )
 
 
 def evenly(items: list[T], most: int) -> list[T]:

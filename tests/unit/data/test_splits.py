@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from refocus.data.splits import SPLITS, specimen_of, split_of, stem_of
+from refocus.data.splits import SPLITS, is_image, specimen_of, split_of, stem_of
 from refocus.errors import ConfigurationError
 
 
@@ -50,6 +50,13 @@ def test_channels_of_one_field_are_one_specimen(first, second):
 )
 def test_what_only_looks_like_a_channel_stays_in_the_name(name):
     assert specimen_of(f"raw/{name}.tif") == name
+
+
+def test_what_simulation_alone_knows_is_no_image():
+    assert is_image("raw/a/series.ome.tif")
+    assert is_image("raw/a/PHOTO.JPEG")
+    assert not is_image("raw/a/series.truth.ome.tif")
+    assert not is_image("raw/a/acquisition.yaml")
 
 
 def test_a_pattern_names_the_slide():

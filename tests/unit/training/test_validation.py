@@ -3,11 +3,14 @@ import tracemalloc
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from skimage import data
 
 from refocus.data.splits import split_of
 from refocus.data.tiles import Tile
+from refocus.io.writers import write_ome_tiff
 from refocus.training.validation import evenly, measured_tiles, sharp_images_in, sharp_tiles
+from refocus.zstack import Acquisition
 
 
 def tile(specimen, pixels, target=None, **more):
@@ -96,6 +99,27 @@ def folder(tmp_path_factory, picture):
         if split_of(name) != "train":
             (root / f"{name}.png").write_bytes(imagecodecs.png_encode(np.roll(picture, 9 * number, 0)))
     return root
+
+
+def test_a_folder_gives_what_ingest_takes_and_nothing_else(tmp_path, picture, caplog):
+    focal_series = np.stack([picture, np.roll(picture, 9), picture])
+    for name, pixels, axes in (
+        ("stack.ome.tif", focal_series, "ZYX"),
+        ("two.ome.tif", focal_series[:2], "CYX"),
+        ("series.truth.ome.tif", picture, "YX"),
+    ):
+        tifffile.imwrite(tmp_path / name, pixels, metadata={"axes": axes})
+    (tmp_path / "photo.jpg").write_bytes(imagecodecs.jpeg8_encode(picture))
+    said = Acquisition(pixel_size_um=0.25, modality="brightfield")
+    write_ome_tiff(tmp_path / "section.ome.tif", picture, "YX", said)
+    found = {image.source: image for image in sharp_images_in(tmp_path, None)}
+    assert set(found) == {"two.ome.tif#c=0", "two.ome.tif#c=1", "photo.jpg", "section.ome.tif"}
+    for channel in (0, 1):
+        np.testing.assert_array_equal(found[f"two.ome.tif#c={channel}"].pixels, focal_series[[channel]])
+    assert {image.source for image in found.values() if image.modality == "brightfield"} == {"section.ome.tif"}
+    (record,) = caplog.records
+    assert "1 files" in record.message
+    assert "stack.ome.tif" in record.message
 
 
 def test_a_folder_is_split_as_ingest_splits_it(folder):
