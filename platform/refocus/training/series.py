@@ -50,6 +50,8 @@ class MeasuredPlane:
 def planes_of(stack: ZStack, *, field_px: int = 512) -> Iterator[MeasuredPlane]:
     """Yield the planes of a focal series against its in-focus plane, brought into register.
 
+    Copies of that plane are left out with it: what equals its target measures nothing.
+
     Parameters
     ----------
     stack : ZStack
@@ -60,7 +62,8 @@ def planes_of(stack: ZStack, *, field_px: int = 512) -> Iterator[MeasuredPlane]:
     Raises
     ------
     InputError
-        If the stack has fewer than three planes or several channels.
+        If the stack has fewer than three planes or several channels, or is sharpest at its first or last plane: what
+        would be measured against may be blurred itself.
     """
     if stack.planes < 3 or stack.size("T") * stack.size("C") * stack.size("S") != 1:
         raise InputError(
@@ -69,6 +72,11 @@ def planes_of(stack: ZStack, *, field_px: int = 512) -> Iterator[MeasuredPlane]:
         )
     planes = stack.pixels.reshape(stack.planes, stack.height_px, stack.width_px)
     focus = find_in_focus_plane(planes)
+    if focus.at_edge:
+        raise InputError(
+            f"{stack.source} is sharpest at plane {focus.index} of 0 to {stack.planes - 1}, at its edge: its focus may "
+            "lie outside; expected planes on both sides of focus. Record further planes there, or leave the series out."
+        )
     shifts = shifts_along(planes, focus.index)
     # What moved in at the rim repeats it and is no measurement.
     rim = int(np.ceil(max(max(abs(s.y_px), abs(s.x_px)) for s in shifts)))
@@ -79,7 +87,7 @@ def planes_of(stack: ZStack, *, field_px: int = 512) -> Iterator[MeasuredPlane]:
     window = slice(y, y + height), slice(x, x + width)
     truth = planes[focus.index][window].astype(np.float32)[None]
     for index, (plane, shift) in enumerate(zip(planes, shifts, strict=True)):
-        if index == focus.index:
+        if index == focus.index or np.array_equal(plane, planes[focus.index]):
             continue
         step = stack.acquisition.z_step_um
         yield MeasuredPlane(

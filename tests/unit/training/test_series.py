@@ -24,6 +24,19 @@ def test_every_plane_meets_the_plane_in_focus():
         assert plane.defocus_um == pytest.approx(0.5 * abs(plane.planes_from_focus), abs=0.1)
 
 
+def test_copies_of_the_plane_in_focus_measure_nothing():
+    once = stack()
+    twice = ZStack(np.insert(once.pixels, 4, once.pixels[3], axis=0), "ZYX", once.acquisition, specimen="slide")
+    assert len(list(planes_of(twice))) == len(list(planes_of(once))) == 7
+
+
+@pytest.mark.parametrize("kept", [slice(3, None), slice(None, 4)])
+def test_a_series_that_is_sharpest_at_its_edge_is_refused(kept):
+    whole = stack()
+    with pytest.raises(InputError, match=r"sharpest at plane .*leave the series out"):
+        next(planes_of(ZStack(whole.pixels[kept], "ZYX", whole.acquisition)))
+
+
 def test_drifting_planes_are_brought_into_register():
     found = list(planes_of(stack(drift_px=2)))
     for plane in found:
