@@ -37,8 +37,8 @@ class _Record(BaseModel):
 class Score(_Record):
     """How close one image is to its truth; see :mod:`refocus.model.metrics`.
 
-    `ms_ssim` is None for images below 176 px, `resolution_px` where not even coarse structure correlates: worse than
-    any number.
+    `ms_ssim` is None for images below 176 px, `resolution_px` below 16 px, and where not even coarse structure
+    correlates: worse than any number.
     """
 
     psnr_db: Number

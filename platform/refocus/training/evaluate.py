@@ -162,16 +162,16 @@ def evaluate(
 
 
 def score(image: Image, truth: Image) -> Score:
-    """Compare [C, Y, X] with the truth by every metric; the range is the truth's."""
+    """Compare [C, Y, X] with the truth by every metric that has room; the range is the truth's."""
     span = metrics.data_range(truth)
-    large = min(truth.shape[-2:]) >= 176
+    side_px = min(truth.shape[-2:])
     return Score(
         psnr_db=metrics.psnr(image, truth, range_of_data=span),
         ssim=metrics.ssim(image, truth, range_of_data=span),
-        ms_ssim=metrics.ms_ssim(image, truth, range_of_data=span) if large else None,
+        ms_ssim=metrics.ms_ssim(image, truth, range_of_data=span) if side_px >= 176 else None,
         nrmse=metrics.nrmse(image, truth, range_of_data=span),
         pearson=metrics.pearson(image, truth),
-        resolution_px=metrics.frc_resolution_px(image, truth, second_is_truth=True),
+        resolution_px=metrics.frc_resolution_px(image, truth, second_is_truth=True) if side_px >= 16 else None,
         signal_ratio=metrics.signal_ratio(image, truth),
     )
 

@@ -9,6 +9,7 @@ from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import UNSHARP
 from refocus.training.evaluate import Restored, evaluate, speed_of
 from refocus.training.scenes import SceneSettings, SharpImage
+from refocus.training.series import MeasuredPlane
 
 SETTINGS = SceneSettings(defocus_um=(0, 6), photons=(1000, 2000))
 
@@ -75,6 +76,17 @@ def test_intervals_are_checked_against_the_truth():
 def test_the_report_survives_its_json(report):
     assert EvaluationReport.model_validate_json(report.model_dump_json()) == report
     assert report.provenance.numerical_aperture == 0.75
+
+
+def test_a_small_measured_tile_is_scored_by_what_has_room():
+    rng = np.random.default_rng(0)
+    truth = rng.random((1, 12, 40), np.float32)
+    plane = MeasuredPlane(truth + 0.1, truth, specimen="a", modality="fluorescence", planes_from_focus=2.0)
+    found = evaluate({"same": lambda image: image}, [], planes=[plane], baselines=[], time_methods=False)
+    (measurement,) = found.select("same")
+    assert measurement.score.psnr_db == pytest.approx(20, abs=0.5)
+    assert measurement.score.resolution_px is None
+    assert measurement.score.ms_ssim is None
 
 
 def test_a_method_that_changes_the_shape_is_refused():
