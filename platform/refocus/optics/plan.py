@@ -97,7 +97,7 @@ class Plan:
         # Haze lies clearly outside the focal plane and never where the seen blur would exceed the tables.
         away = (0.25 + 0.75 * uniform[:, 11]) * reach
         away = torch.where(uniform[:, 12] < 0.5, -away, away)
-        away = torch.where((blur + away).abs() > reach, -away, away)
+        away = torch.where((blur + away).abs() > reach, -blur.sign() * away.abs(), away)
         spherical = torch.erfinv((2.0 * uniform[:, 13] - 1.0).clamp(-0.995, 0.995)) * math.sqrt(2.0)
         photons_low, photons_high = optics.photons_at_peak
         background = chosen(18, optics.background_share, between(19, optics.background))
