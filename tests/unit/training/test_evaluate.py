@@ -82,7 +82,7 @@ def test_a_small_measured_tile_is_scored_by_what_has_room():
     rng = np.random.default_rng(0)
     truth = rng.random((1, 12, 40), np.float32)
     plane = MeasuredPlane(truth + 0.1, truth, specimen="a", modality="fluorescence", planes_from_focus=2.0)
-    found = evaluate({"same": lambda image: image}, [], planes=[plane], baselines=[], time_methods=False)
+    found = evaluate({"same": lambda image: image}, [], planes=[plane], baselines=[], timed={})
     (measurement,) = found.select("same")
     assert measurement.score.psnr_db == pytest.approx(20, abs=0.5)
     assert measurement.score.resolution_px is None
