@@ -88,7 +88,7 @@ class RangeGate(BaseModel):
     tile_px : int
         Side of the tiles that are judged.
     saturated_share : float
-        Share of pixels at the top level from which a tile is saturated.
+        Share of pixels at the level that ends the range from which a tile is saturated.
     least_structure : float
         Excess of variance over noise, in units of its own uncertainty, below which there is nothing to restore.
     """
@@ -120,34 +120,41 @@ class RangeGate(BaseModel):
         """Return the gate that ships with Refocus; how it was fitted and what it flags is in docs/evaluation.md."""
         return cls.model_validate_json((Path(__file__).parent / "gate.json").read_bytes())
 
-    def judge(self, image: Image, *, saturation_level: float | None = None) -> tuple[TileVerdict, ...]:
+    def judge(
+        self, image: Image, *, saturation_level: float | None = None, absorbing: bool = False
+    ) -> tuple[TileVerdict, ...]:
         """Judge an image tile by tile; the last row and column of tiles are moved inwards.
 
         Parameters
         ----------
         image : ndarray, shape [Y, X] or [C, Y, X]
         saturation_level : float, optional
-            The camera's top level. Where unknown, the image's maximum is taken for it if a plateau of pixels is there.
+            The level at which the camera clips what the specimen shows: its top, or where the specimen absorbs, its
+            black. Where unknown, the image's extreme is taken for it if a plateau of pixels is there.
+        absorbing : bool
+            The specimen takes light away: a white plateau is empty ground, and saturation is looked for in the dark.
         """
         planes = np.asarray(image)
         planes = planes[None] if planes.ndim == 2 else planes
         if planes.ndim != 3 or min(planes.shape) < 1:
             raise InputError(f"image has shape {image.shape}; expected [Y, X] or [C, Y, X].")
-        top = planes.max() if saturation_level is None else saturation_level
+        extreme = planes.min() if absorbing else planes.max()
+        level = float(extreme if saturation_level is None else saturation_level)
         verdicts = []
         for y, x, height, width in _tiles(planes.shape[1], planes.shape[2], self.tile_px):
             tile = planes[:, y : y + height, x : x + width]
-            verdicts.append(TileVerdict(y, x, height, width, self._reasons(tile, float(top))))
+            clipped = tile <= level if absorbing else tile >= level
+            verdicts.append(TileVerdict(y, x, height, width, self._reasons(tile, clipped)))
         return tuple(verdicts)
 
-    def flagged_share(self, image: Image, *, saturation_level: float | None = None) -> float:
-        """Return the share of tiles on which the gate abstains."""
-        verdicts = self.judge(image, saturation_level=saturation_level)
+    def flagged_share(self, image: Image, *, saturation_level: float | None = None, absorbing: bool = False) -> float:
+        """Return the share of tiles on which the gate abstains; see :meth:`judge`."""
+        verdicts = self.judge(image, saturation_level=saturation_level, absorbing=absorbing)
         return float(np.mean([v.flagged for v in verdicts]))
 
-    def _reasons(self, tile: Image, top: float) -> tuple[Reason, ...]:
+    def _reasons(self, tile: Image, clipped: Image) -> tuple[Reason, ...]:
         reasons: list[Reason] = []
-        if float((tile >= top).any(0).mean()) >= self.saturated_share:
+        if float(clipped.any(0).mean()) >= self.saturated_share:
             reasons.append("saturated")
         grey = tile.mean(0, dtype=np.float64)
         if min(grey.shape) < 64:

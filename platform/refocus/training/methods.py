@@ -39,7 +39,7 @@ def network_method(
         Told to the model, as files with OME metadata tell it.
     """
     model = LoadedModel(package, device=device, precision=precision)
-    gate, calibration = package.config.gate, package.config.calibration
+    gate, calibration, absorbing = package.config.gate, package.config.calibration, package.config.absorbing
 
     def method(image: Image) -> Restored:
         colour = len(image) == 3
@@ -54,7 +54,7 @@ def network_method(
             pixels=pixels,
             half_width=np.moveaxis(half, -1, 0) if colour else half,
             blur_radius_px=blur,
-            flagged_share=gate.flagged_share(image) if check and gate is not None else None,
+            flagged_share=gate.flagged_share(image, absorbing=absorbing) if check and gate is not None else None,
             residual=check_consistency(image, pixels, blur).noise_ratio if check else None,
         )
 

@@ -286,7 +286,8 @@ def operating_point(
     found: dict[float, list[float]] = {}
     for scene in scenes_of(images, settings):
         step = round(scene.blur_radius_px / gate.largest_blur_px, 2)
-        found.setdefault(step, []).append(gate.flagged_share(scene.image))
+        absorbing = scene.modality == "brightfield"
+        found.setdefault(step, []).append(gate.flagged_share(scene.image, absorbing=absorbing))
     return OperatingPoint(system, {step: float(np.mean(shares)) for step, shares in sorted(found.items())})
 
 

@@ -51,6 +51,24 @@ def test_a_plateau_at_the_top_is_saturation(gate):
     assert "saturated" not in gate.judge(clipped, saturation_level=65535)[0].reasons
 
 
+def test_white_ground_is_not_saturation_where_the_specimen_absorbs(gate):
+    image = texture(1, 2)
+    white = np.maximum(image, np.quantile(image, 0.26))
+    section = np.stack([255 * (1 - (white - white.min()) / np.ptp(white))] * 3).astype(np.uint8)
+    assert np.mean(section == 255) > 0.2
+    assert "saturated" in gate.judge(section)[0].reasons
+    assert "saturated" not in gate.judge(section, absorbing=True)[0].reasons
+    assert gate.flagged_share(section, absorbing=True) <= gate.flagged_share(section)
+
+
+def test_a_plateau_of_black_is_saturation_where_the_specimen_absorbs(gate):
+    image = texture(1, 2)
+    opaque = np.maximum(image, np.quantile(image, 0.2))
+    assert "saturated" not in gate.judge(opaque)[0].reasons
+    assert "saturated" in gate.judge(opaque, absorbing=True)[0].reasons
+    assert "saturated" not in gate.judge(opaque, absorbing=True, saturation_level=0)[0].reasons
+
+
 def test_stripes_are_unlike_anything_seen(gate):
     y, _ = np.mgrid[:128, :128]
     stripes = 10 + np.sin(2 * np.pi * y / 4) + np.random.default_rng(0).normal(0, 0.02, y.shape)

@@ -29,3 +29,13 @@ def test_intervals_follow_the_blur_of_each_place_as_they_were_calibrated() -> No
     assert answer.half_width is not None
     # Batches of other tiles round in another order.
     np.testing.assert_allclose(answer.half_width[0], expected, rtol=1e-3)
+
+
+def test_the_white_ground_of_a_section_is_no_reason_to_scan_again() -> None:
+    rng = np.random.default_rng(0)
+    stain = ndimage.gaussian_filter(rng.random((256, 256, 3)), (2, 2, 0)) - 0.52
+    section = np.clip(255 - 2500 * stain.clip(0), 0, 255).astype(np.uint8)
+    assert np.mean((section == 255).any(-1)) > 0.7
+    restorer = Restorer(ServingConfig(store="none", device="cpu", precision="fp32"), None)
+    answer = restorer.restore(RestoreRequest(planes=section[None], modality="brightfield", maps=True))
+    assert all("saturated" not in tile.reasons for tile in answer.tiles)
