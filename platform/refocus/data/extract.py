@@ -16,10 +16,11 @@ from refocus.data.series import Series
 from refocus.data.sidecar import Answers, Rule
 from refocus.data.splits import Split, hash_percent, split_of
 from refocus.data.survey import Survey, survey
-from refocus.data.tiles import Kind, Tile, TileGrid, Window
+from refocus.data.tiles import Kind, Tile
 from refocus.errors import InputError, UnsupportedImage
 from refocus.focus.measures import DEFAULT_MEASURE
 from refocus.focus.plane import as_grey
+from refocus.io.grid import TileGrid, Window
 from refocus.io.microscopy import ImageSource, open_image
 from refocus.io.ranged import RangedObject
 from refocus.io.store import ObjectStore

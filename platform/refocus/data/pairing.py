@@ -14,12 +14,12 @@ import numpy.typing as npt
 from refocus.data.manifest import IngestSettings
 from refocus.data.series import Series
 from refocus.data.survey import Survey
-from refocus.data.tiles import Window
 from refocus.errors import InputError
 from refocus.focus.alignment import Shift, align, shifts_onto
 from refocus.focus.plane import InFocusPlane
 from refocus.focus.tiles import FocusMap
 from refocus.focus.tilt import Tilt, fit_tilt
+from refocus.io.grid import Window
 
 Image = npt.NDArray[Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refocus.data.tiles import Window
 from refocus.errors import UnsupportedImage
+from refocus.io.grid import Window
 from refocus.io.microscopy import ImageSource, check_finite
 from refocus.model.normalisation import MOST_SAMPLES
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refocus.data.series import Series
-from refocus.data.tiles import TileGrid, Window
 from refocus.focus.alignment import Shift, binned, binning, shift_of_binned
 from refocus.focus.measures import measure_named
 from refocus.focus.plane import InFocusPlane, as_grey, drift_correction, peak_of
 from refocus.focus.tiles import FocusMap, map_of_curves
+from refocus.io.grid import TileGrid, Window
 
 # Of cameras of 8, 10, 12, 14 and 16 bit: a series whose brightest pixel is exactly one of these is clipped.
 _FULL_SCALES = (255, 1023, 4095, 16383, 65535)

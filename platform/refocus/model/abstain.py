@@ -9,7 +9,6 @@ of any tile it was fitted on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 
 from refocus.errors import InputError
+from refocus.io.grid import TileGrid
 from refocus.model.consistency import noise_of
 
 Image = npt.NDArray[Any]
@@ -141,10 +141,11 @@ class RangeGate(BaseModel):
         extreme = planes.min() if absorbing else planes.max()
         level = float(extreme if saturation_level is None else saturation_level)
         verdicts = []
-        for y, x, height, width in _tiles(planes.shape[1], planes.shape[2], self.tile_px):
-            tile = planes[:, y : y + height, x : x + width]
+        for window in TileGrid.over(planes.shape[1], planes.shape[2], self.tile_px).windows():
+            tile = planes[(slice(None), *window.slices)]
             clipped = tile <= level if absorbing else tile >= level
-            verdicts.append(TileVerdict(y, x, height, width, self._reasons(tile, clipped)))
+            place = window.y_px, window.x_px, window.height_px, window.width_px
+            verdicts.append(TileVerdict(*place, self._reasons(tile, clipped)))
         return tuple(verdicts)
 
     def flagged_share(self, image: Image, *, saturation_level: float | None = None, absorbing: bool = False) -> float:
@@ -331,10 +332,3 @@ def _logistic(x: Image, label: Image, *, ridge: float = 1e-3, steps: int = 60) -
 
 def _rounded(values: Image) -> tuple[float, ...]:
     return tuple(float(f"{v:.7g}") for v in values)
-
-
-def _tiles(height: int, width: int, tile: int) -> Iterator[tuple[int, int, int, int]]:
-    side_y, side_x = min(tile, height), min(tile, width)
-    rows = [*range(0, height - side_y, side_y), height - side_y]
-    columns = [*range(0, width - side_x, side_x), width - side_x]
-    yield from ((y, x, side_y, side_x) for y in rows for x in columns)
