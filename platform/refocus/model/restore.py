@@ -17,7 +17,7 @@ from refocus.model.blur_estimate import BlurEstimate, estimate_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import Prediction
 from refocus.model.normalisation import Normalisation, estimate
-from refocus.model.tiling import SMALLEST_HALO_PX, Float32, TileGrid, Window, run_tiled
+from refocus.model.tiling import SMALLEST_HALO_PX, Float32, HaloGrid, Window, run_tiled
 from refocus.optics.ladder import nearest_profile
 from refocus.optics.settings import OpticalSystem
 from refocus.zstack import AXES
@@ -188,7 +188,7 @@ class LoadedModel:
             normalised = np.repeat(normalised, repeated, axis=0) if repeated > 1 else normalised
             return normalised if blurred is None else np.concatenate([normalised, blurred.over(*window)])
 
-        grid = TileGrid(height, width, stride_px=stride, tile_px=self.tile_px, halo_px=self._halo(blurred))
+        grid = HaloGrid(height, width, stride_px=stride, tile_px=self.tile_px, halo_px=self._halo(blurred))
         for band in run_tiled(
             read,
             self.predict,

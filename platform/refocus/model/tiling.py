@@ -27,7 +27,7 @@ SMALLEST_HALO_PX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class TileGrid:
+class HaloGrid:
     """How an image is cut.
 
     Parameters
@@ -165,7 +165,7 @@ class Band:
 def run_tiled(
     read: Callable[[Window], Float32],
     predict: Callable[[Tensor], Prediction],
-    grid: TileGrid,
+    grid: HaloGrid,
     *,
     channels: int,
     with_scale: bool = False,
@@ -183,7 +183,7 @@ def run_tiled(
         Gives normalised pixels [C, h, w] of a window of the image.
     predict : callable
         Takes a float32 batch [B, C, h, w] and returns a `Prediction` on any device.
-    grid : TileGrid
+    grid : HaloGrid
     channels : int
     with_scale : bool
         Return the error's scale too.

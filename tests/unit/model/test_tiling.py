@@ -9,16 +9,16 @@ import torch.nn.functional as F
 
 from refocus.errors import ConfigurationError
 from refocus.model.networks import Prediction
-from refocus.model.tiling import Float32, TileGrid, Window, run_tiled
+from refocus.model.tiling import Float32, HaloGrid, Window, run_tiled
 
 SIZES = [(1, 1), (17, 300), (64, 64), (200, 331), (129, 64)]
 
 
-def _grid(height: int, width: int) -> TileGrid:
-    return TileGrid(height, width, stride_px=4, tile_px=64, halo_px=12, blend_px=8)
+def _grid(height: int, width: int) -> HaloGrid:
+    return HaloGrid(height, width, stride_px=4, tile_px=64, halo_px=12, blend_px=8)
 
 
-def _run(image: Float32, predict, grid: TileGrid, **more) -> tuple[Float32, Float32 | None]:
+def _run(image: Float32, predict, grid: HaloGrid, **more) -> tuple[Float32, Float32 | None]:
     result = np.full_like(image, np.nan)
     scale = np.full_like(image, np.nan) if more.get("with_scale") else None
 
@@ -86,7 +86,7 @@ def test_batches_stay_within_the_budget_and_progress_ends_at_all() -> None:
 
 
 def test_tiles_start_at_multiples_of_the_stride() -> None:
-    grid = TileGrid(1000, 1000, stride_px=16, tile_px=200, halo_px=70, blend_px=20)
+    grid = HaloGrid(1000, 1000, stride_px=16, tile_px=200, halo_px=70, blend_px=20)
     for row in range(grid.rows):
         for tile in grid.row(row):
             assert tile.down.read_from % 16 == 0
@@ -95,6 +95,6 @@ def test_tiles_start_at_multiples_of_the_stride() -> None:
 
 def test_sizes_that_make_no_tiles_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="not positive"):
-        TileGrid(0, 5)
+        HaloGrid(0, 5)
     with pytest.raises(ConfigurationError, match="all blend"):
-        TileGrid(500, 500, tile_px=32, blend_px=32)
+        HaloGrid(500, 500, tile_px=32, blend_px=32)
