@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from refocus.errors import InputError, MetadataMissing
+from refocus.errors import InputError
 
 Modality = Literal["fluorescence", "brightfield", "phase_contrast"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -135,17 +135,3 @@ class ZStack:
     def width_px(self) -> int:
         """Columns."""
         return self.size("X")
-
-    def plane_positions_um(self) -> npt.NDArray[np.float64]:
-        """Axial position of each plane relative to the first, shape (planes,), in micrometres.
-
-        Raises
-        ------
-        MetadataMissing
-            If the z step is unknown.
-        """
-        if self.acquisition.z_step_um is None:
-            raise MetadataMissing(
-                f"{self.source}: the z step is unknown; give it with --z-step-um or in the folder's sidecar."
-            )
-        return np.arange(self.planes, dtype=np.float64) * np.float64(self.acquisition.z_step_um)

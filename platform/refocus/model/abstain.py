@@ -183,15 +183,6 @@ def features_of(tile: Image) -> npt.NDArray[np.float64]:
     return _features(tile, _Octaves.of(tile))
 
 
-def structure_excess(tile: Image) -> float:
-    """Largest excess of an octave over white noise, in standard deviations of what noise alone would give.
-
-    The noise is known to about 2%, which bounds how faint a structure can be told from it.
-    """
-    tile = np.asarray(tile, np.float64)
-    return _Octaves.of(tile).excess(tile.size)
-
-
 def expand(standard: Image) -> Image:
     """Append all products of two features, and 1, to standardised features [..., F]."""
     i, j = np.triu_indices(standard.shape[-1])
@@ -233,6 +224,10 @@ class _Octaves:
         return cls(noise_variance, np.array(energy), np.array(noise))
 
     def excess(self, pixels: int) -> float:
+        """Largest excess of an octave over white noise, in standard deviations of what noise alone would give.
+
+        The noise is known to about 2%, which bounds how faint a structure can be told from it.
+        """
         independent = pixels / 4.0 ** np.arange(len(self.energy))
         uncertain = self.noise * np.sqrt(2.0 / np.maximum(independent, 1.0) + 0.02**2)
         return float(np.max((self.energy - self.noise) / np.maximum(uncertain, 1e-30)))

@@ -6,7 +6,6 @@ overlapping tiles of one image agree. All start as the identity: an untrained ne
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, Self
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from refocus.model.blur_estimate import BLUR_PLANES, fitting_blur, with_blur
 from refocus.model.deconvolution import STAGES, RichardsonLucy
-from refocus.model.inverse_filters import GAIN, REACH_PX, InverseFilters
+from refocus.model.inverse_filters import GAIN, InverseFilters
 from refocus.optics.ladder import PROFILES
 
 Architecture = Literal["residual_unet", "nafnet", "deep_r"]
@@ -458,16 +457,6 @@ def guided_start(network: RefocusNetwork, weights: Mapping[str, Tensor]) -> dict
         # What the guide adds comes last, among inputs as among outputs.
         started[name][tuple(slice(length) for length in weights[name].shape)] = weights[name]
     return started
-
-
-def receptive_radius_px(config: NetworkConfig) -> int:
-    """How far, in pixels, the network can possibly look from an output pixel; trained ones look less far."""
-    steps = 2 * config.unshuffle
-    depthwise = 1 if config.architecture == "nafnet" else 2
-    for level, (before, after) in enumerate(zip(config.encoder_blocks, config.decoder_blocks, strict=True)):
-        steps += (before + after) * depthwise * config.unshuffle * 2**level
-    steps += config.middle_blocks * depthwise * config.stride_px
-    return math.ceil(steps) + config.stride_px + (REACH_PX if config.sees_blur else 0)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -116,11 +116,6 @@ class OpticalSystem(BaseModel):
         return math.tan(math.asin(self.numerical_aperture / self.refractive_index))
 
     @property
-    def cutoff_per_um(self) -> float:
-        """Highest spatial frequency that incoherent imaging transfers, ``2 NA / wavelength``, in cycles per um."""
-        return 2.0 * self.numerical_aperture / self.wavelength_um
-
-    @property
     def airy_radius_um(self) -> float:
         """First dark ring of the in-focus PSF, ``0.61 wavelength / NA``."""
         return 0.6098349 * self.wavelength_um / self.numerical_aperture

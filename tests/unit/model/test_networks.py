@@ -15,7 +15,6 @@ from refocus.model.networks import (
     build_network,
     guided_start,
     pad_to_multiple,
-    receptive_radius_px,
 )
 
 
@@ -81,12 +80,22 @@ def test_scale_and_blur_stay_in_their_ranges_for_absurd_input() -> None:
     assert prediction.blur_radius_px.min() >= 0
 
 
+def _receptive_radius_px(config: NetworkConfig) -> int:
+    """How far the network's convolutions can look; whatever looks further is a global operation."""
+    steps = 2 * config.unshuffle
+    depthwise = 1 if config.architecture == "nafnet" else 2
+    for level, (before, after) in enumerate(zip(config.encoder_blocks, config.decoder_blocks, strict=True)):
+        steps += (before + after) * depthwise * config.unshuffle * 2**level
+    steps += config.middle_blocks * depthwise * config.stride_px
+    return steps + config.stride_px
+
+
 @pytest.mark.parametrize("config", [tiny(), tiny("nafnet"), tiny("deep_r")], ids=str)
 def test_nothing_beyond_the_receptive_radius_matters(config: NetworkConfig) -> None:
     network = _stirred(config)
     x = torch.rand(1, 1, 256, 256)
     changed = x.clone()
-    reach = receptive_radius_px(config)
+    reach = _receptive_radius_px(config)
     changed[..., 128 + reach :] += 5.0
     with torch.no_grad():
         before, after = network(x).image, network(changed).image
