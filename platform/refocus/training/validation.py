@@ -23,7 +23,7 @@ from refocus.training.methods import check_seams, network_method
 from refocus.training.scenes import SMALLEST_FIELD_PX, SceneSettings, SharpImage
 from refocus.training.series import Image, MeasuredPlane
 from refocus.training.trust import with_calibration
-from refocus.zstack import MODALITIES, Modality
+from refocus.zstack import Modality
 
 #: Seconds, not minutes: what promotion asks on two cores.
 QUICK = SceneSettings(defocus_um=(0.0, 2.0, 4.0, 8.0), photons=(1500.0,), field_px=SMALLEST_FIELD_PX)
@@ -118,10 +118,7 @@ def sharp_tiles(tiles: Iterable[Tile], *, most: int) -> list[SharpImage]:
         if contrast > max(_LEAST_CONTRAST, best.get(tile.specimen, (0.0,))[0]):
             best[tile.specimen] = (contrast, tile)
     return evenly(
-        [
-            SharpImage(t.pixels, t.specimen, _modality(t.modality), f"{t.source}@{t.y_px},{t.x_px}")
-            for _, t in best.values()
-        ],
+        [SharpImage(t.pixels, t.specimen, t.modality, f"{t.source}@{t.y_px},{t.x_px}") for _, t in best.values()],
         most,
     )
 
@@ -204,11 +201,7 @@ def _measured_plane(tile: Tile) -> MeasuredPlane:
         image=tile.pixels.astype(np.float32),
         truth=tile.target.astype(np.float32),
         specimen=tile.specimen,
-        modality=_modality(tile.modality),
+        modality=tile.modality,
         planes_from_focus=tile.planes_from_focus or 0.0,
         defocus_um=None if tile.defocus_um is None else abs(tile.defocus_um),
     )
-
-
-def _modality(name: str) -> Modality:
-    return next((m for m in MODALITIES if m == name), "fluorescence")

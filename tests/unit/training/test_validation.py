@@ -17,7 +17,7 @@ def tile(specimen, pixels, target=None, **more):
     return Tile(
         source=f"raw/{specimen}.tif",
         specimen=specimen,
-        modality="fluorescence",
+        modality=more.pop("modality", "fluorescence"),
         kind="sharp" if target is None else "pair",
         pixels=pixels[None],
         target=None if target is None else target[None],
@@ -83,6 +83,13 @@ def test_a_split_is_read_without_being_held(picture):
     # The four as they are kept, two float32 images each, and as much again for tiles at hand. All 120 that are out of
     # focus would be fifteen times that.
     assert peak_bytes < 2 * 4 * 2 * 4 * picture.size
+
+
+def test_a_modality_that_is_not_known_is_not_taken_for_fluorescence(picture):
+    later = {"modality": "light_sheet"}
+    (sharp,) = sharp_tiles([tile("a", picture, **later)], most=9)
+    (measured,) = measured_tiles([tile("a", picture // 2, picture, **later)], most=9)
+    assert sharp.modality == measured.modality == "light_sheet"
 
 
 def test_a_few_are_taken_evenly_and_all_where_they_are_few():
