@@ -28,6 +28,9 @@ Reason = Literal["out_of_range", "unfamiliar", "no_structure", "saturated"]
 
 #: Octaves of the pyramid: the coarsest detail has periods of about 100 px, as a blur of 50 px leaves.
 _OCTAVES = 6
+#: Smaller tiles hold no octaves enough for a floor of noise, and, up to the second, too few of the coarsest that the
+#: rule looks at: nearly all of 64 px that were in focus were flagged, and none of 128 px.
+_LEAST_PX_OF_STRUCTURE, _LEAST_PX_OF_SCALES = 64, 128
 #: White noise of variance 1 leaves this much in an octave: sum of squares of (point - Gaussian of 1 px).
 _NOISE_GAIN = 1.0 - 2.0 / (2 * np.pi) + 1.0 / (4 * np.pi)
 #: Edges of the rings of the spectrum, in cycles per pixel.
@@ -102,7 +105,7 @@ class RangeGate(BaseModel):
     threshold: float
     precision: tuple[float, ...]
     largest_distance: Annotated[float, Field(gt=0)]
-    tile_px: Annotated[int, Field(ge=64)] = 256
+    tile_px: Annotated[int, Field(ge=_LEAST_PX_OF_SCALES)] = 256
     saturated_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     least_structure: Annotated[float, Field(ge=0)] = 6.0
 
@@ -158,12 +161,13 @@ class RangeGate(BaseModel):
         if float(clipped.any(0).mean()) >= self.saturated_share:
             reasons.append("saturated")
         grey = tile.mean(0, dtype=np.float64)
-        if min(grey.shape) < 64:
-            # Too small for scales to be told apart; only the plain checks speak.
+        if min(grey.shape) < _LEAST_PX_OF_STRUCTURE:
             return tuple(reasons)
         octaves = _Octaves.of(grey)
         if octaves.excess(grey.size) < self.least_structure:
             return (*reasons, "no_structure")
+        if min(grey.shape) < _LEAST_PX_OF_SCALES:
+            return tuple(reasons)
         standard = (_features(grey, octaves) - np.array(self.centre)) / np.array(self.spread)
         if float(expand(standard) @ np.array(self.weights)) > self.threshold:
             reasons.append("out_of_range")

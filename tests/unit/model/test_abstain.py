@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage import data
 
 from refocus.errors import InputError
 from refocus.model.abstain import FEATURES, RangeGate, expand, features_of, fit_gate
@@ -31,6 +32,12 @@ def test_new_tiles_beyond_the_range_are_flagged_and_those_in_range_are_not(gate)
     # Fitted to let 96% pass; 60 tiles know a share to 3 points.
     assert np.mean(near) <= 0.1
     assert np.mean(["out_of_range" in r for r in far]) >= 0.9
+
+
+@pytest.mark.parametrize("height", [64, 72, 96, 120, 127])
+def test_tiles_too_small_for_their_scales_are_not_taken_for_far_out_of_focus(height):
+    tiles = [data.coins()[y : y + height, x : x + 256] for y in (0, 100) for x in (0, 100)]
+    assert [RangeGate.shipped().judge(tile)[0].reasons for tile in tiles] == [()] * 4
 
 
 def test_noise_alone_is_nothing_to_restore(gate):
