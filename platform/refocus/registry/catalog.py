@@ -4,8 +4,12 @@
 
     registry/MODEL/versions/DIGEST/{weights.safetensors,config.json,card.json,evaluation.json}   never change
     registry/MODEL/versions/DIGEST/version.json        written last: seals the version, names every file's digest
+    registry/MODEL/versions/DIGEST/evaluations/0001-SHA256.json   each evaluation that it was published with again
     registry/MODEL/aliases/{champion,challenger}.json  pointer and last event, moved by compare-and-swap
     registry/MODEL/events/ALIAS/00000001.json          one object a move
+
+A version is its weights and config; evaluations of it are added, and the last one counts. So what a promotion was
+decided by is what the version is loaded with, and those before it stay.
 
 A move is one write: the alias carries its event. The event's own object follows; a mover who finds that the one before
 has not followed (its writer died) writes it first. So the events and the alias together always tell everything.
@@ -25,7 +29,7 @@ from pydantic import BaseModel, ValidationError
 
 from refocus.errors import AliasMoved, ModelCorrupt, ModelMissing, ObjectChanged, ObjectExists, ObjectMissing
 from refocus.io.store import ObjectStore
-from refocus.model.checkpoint import ModelPackage
+from refocus.model.checkpoint import EVALUATION, ModelPackage
 from refocus.model.evaluation import EvaluationReport
 from refocus.model.golden import golden_output
 from refocus.registry.records import (
@@ -40,6 +44,7 @@ from refocus.registry.records import (
 )
 
 _SEAL = "version.json"
+_EVALUATIONS = "evaluations/"
 _SHORTEST_DIGEST = 6
 _R = TypeVar("_R", bound=BaseModel)
 
@@ -65,14 +70,23 @@ class Catalog:
     def publish(self, package: ModelPackage, *, model: str | None = None, who: str | None = None) -> VersionRecord:
         """Write a version, or find it there: the same digest is the same version.
 
+        An evaluation that is another than its last one is added to it.
+
         Raises
         ------
         ModelCorrupt
             If unsealed remains of the same digest are in the way.
         """
         model = checked_model_name(model or package.config.name)
-        with contextlib.suppress(ModelMissing):
-            return self.version(model, package.digest)
+        try:
+            record = self.version(model, package.digest)
+        except ModelMissing:
+            record = self._sealed(package, model, who)
+        if package.evaluation:
+            self._add_evaluation(record, package.files()[EVALUATION])
+        return record
+
+    def _sealed(self, package: ModelPackage, model: str, who: str | None) -> VersionRecord:
         folder = _version_key(model, package.digest)
         written = {}
         for name, data in package.files().items():
@@ -174,7 +188,28 @@ class Catalog:
                 raise ModelCorrupt(f"{self.store.uri(folder + name)} is gone; the version is incomplete.") from error
             if _sha256(files[name]) != expected:
                 raise ModelCorrupt(f"{self.store.uri(folder + name)} is not what it was sealed with.")
+        if added := self._added_evaluations(record):
+            files[EVALUATION] = self.store.get(added[-1])
+            if not added[-1].endswith(f"-{_sha256(files[EVALUATION])}.json"):
+                raise ModelCorrupt(
+                    f"{self.store.uri(added[-1])} is not what its name says; delete it, or evaluate again."
+                )
         return ModelPackage.from_files(files, source=self.store.uri(folder), digest=record.digest)
+
+    def _added_evaluations(self, record: VersionRecord) -> list[str]:
+        """Keys of the evaluations that came after the seal, oldest first."""
+        folder = _version_key(record.model, record.digest) + _EVALUATIONS
+        return sorted(entry.key for entry in self.store.list(folder))
+
+    def _add_evaluation(self, record: VersionRecord, data: bytes) -> None:
+        added, digest = self._added_evaluations(record), _sha256(data)
+        last = added[-1] if added else f"-{record.files.get(EVALUATION)}.json"
+        if last.endswith(f"-{digest}.json"):
+            return
+        folder = _version_key(record.model, record.digest) + _EVALUATIONS
+        # Of two that are added at once one counts as the last, for everybody the same one; the other stays too.
+        with contextlib.suppress(ObjectExists):
+            self.store.create(f"{folder}{len(added) + 1:04d}-{digest}.json", data)
 
     def report(self, package: ModelPackage) -> EvaluationReport | None:
         """Return a package's evaluation, None where it has none."""
@@ -312,8 +347,8 @@ class Catalog:
                 folder = _version_key(model, record.digest)
                 # The seal first: what is half deleted is no version.
                 self.store.delete(folder + _SEAL)
-                for name in record.files:
-                    self.store.delete(folder + name)
+                for key in (*(folder + name for name in record.files), *self._added_evaluations(record)):
+                    self.store.delete(key)
             yield record
 
     def _named(self, model: str, keep_events: int) -> set[str]:

@@ -7,7 +7,7 @@ import pytest
 from refocus.errors import AliasMoved, ConfigurationError, ModelCorrupt, ModelMissing
 from refocus.registry.catalog import Catalog
 
-from .conftest import package
+from .conftest import package, report
 
 
 def move(catalog, digest, seen=None, kind="promote"):
@@ -28,6 +28,31 @@ def test_publishing_twice_makes_one_version(catalog):
     first = catalog.publish(package(1), who="ada")
     assert catalog.publish(package(1), who="bob") == first
     assert catalog.versions("tiny") == [first]
+
+
+def test_the_last_evaluation_counts_and_the_weights_stay_as_they_were(catalog, store):
+    record = catalog.publish(package(1, report(1.0)))
+    for gain_db in (2.0, 2.0, 3.0):
+        assert catalog.publish(package(1, report(gain_db))) == record
+        assert catalog.report(catalog.load("tiny", record.digest)) == report(gain_db)
+    # A publisher without one, or with the same once more, adds nothing.
+    catalog.publish(package(1))
+    catalog.publish(package(1, report(3.0)))
+    keys = [entry.key for entry in store.list(f"registry/tiny/versions/{record.digest}/evaluations/")]
+    assert [key.rpartition("/")[2][:5] for key in keys] == ["0001-", "0002-"]
+    # What has been measured before may be what is decided by next.
+    catalog.publish(package(1, report(1.0)))
+    assert catalog.report(catalog.load("tiny", record.digest)) == report(1.0)
+    assert catalog.verify("tiny") == {}
+
+
+def test_an_added_evaluation_is_checked_as_all_files_are(catalog, store):
+    record = catalog.publish(package(1, report(1.0)))
+    catalog.publish(package(1, report(2.0)))
+    (added,) = store.list(f"registry/tiny/versions/{record.digest}/evaluations/")
+    store.put(added.key, store.get(added.key).replace(b"26", b"62"))
+    with pytest.raises(ModelCorrupt, match="not what its name says"):
+        catalog.load("tiny", record.digest)
 
 
 def test_what_a_crash_left_unsealed_is_no_version_until_it_is_published_again(catalog, store):
@@ -111,6 +136,7 @@ def test_collecting_spares_aliases_recent_events_and_the_young(store):
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
     catalog = Catalog(store, now=lambda: clock[0])
     digests = [catalog.publish(package(seed)).digest for seed in range(4)]
+    catalog.publish(package(0, report(1.0)))
     for digest in digests[:3]:
         clock[0] += timedelta(minutes=1)
         move(catalog, digest, None if digest == digests[0] else catalog.alias("tiny", "champion"))

@@ -31,6 +31,13 @@ def test_a_refusal_names_its_reasons_and_moves_nothing(catalog):
     assert len(catalog.events("tiny")) == 1
 
 
+def test_what_a_promotion_was_decided_by_is_what_the_version_is_known_by(catalog):
+    with pytest.raises(PromotionRefused):
+        promote(catalog, package(1, report(-1.0)), why="a quick look")
+    made = promote(catalog, package(1, report(2.0)), why="a long one")
+    assert catalog.report(catalog.load("tiny", made.version.digest)) == report(2.0)
+
+
 def test_force_moves_and_is_written_down(catalog):
     promote(catalog, package(1, report(2.0)), why="first light")
     made = promote(catalog, package(2, report(1.0)), why="the old one leaks", force=True)
