@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from refocus.errors import InputError
 from refocus.model.abstain import RangeGate, features_of, fit_gate
 from refocus.model.calibration import CalibrationSample, enlarged, fit_calibration
 from refocus.model.checkpoint import ModelPackage
@@ -192,33 +191,16 @@ def _drawn(scene: Scene, found: Restoration, rng: np.random.Generator, pixels: i
     )
 
 
-def with_gate(
-    package: ModelPackage,
-    images: Sequence[SharpImage] = (),
-    *,
-    systems: Sequence[OpticalSystem] = GATE_SYSTEMS,
-) -> ModelPackage:
-    """Return the package with the gate that ships with Refocus, or with one fitted on `images`.
+def with_shipped_gate(package: ModelPackage) -> ModelPackage:
+    """Return the package with the gate that ships with Refocus, where that serves its range.
 
-    The gate sees no network, so one serves every package whose range ends within 15% of its own. With images it is
-    fitted at blurs in the package's range and 1.5 to 2 times beyond; a hundred images and some minutes are needed.
-
-    Raises
-    ------
-    InputError
-        If the shipped gate is of another range and no images are given, or if they are too few.
+    The gate sees no network, so one serves every package whose range ends within 15% of its own; it may be newer than
+    the one that a package has. A gate of another range was fitted for its package alone, and stays.
     """
-    largest = package.config.largest_blur_px
-    if images:
-        gate = gate_for(largest, images, systems=systems)
-    else:
-        gate = RangeGate.shipped()
-        if not serves(gate, largest):
-            raise InputError(
-                f"{package.config.name} reaches {largest:g} px of blur, the shipped gate {gate.largest_blur_px:g} px; "
-                "give images to fit one on."
-            )
-    return _configured(package, gate=gate)
+    gate, own = RangeGate.shipped(), package.config.gate
+    if own is not None and not serves(gate, own.largest_blur_px):
+        return package
+    return _configured(package, gate=gate) if serves(gate, package.config.largest_blur_px) else package
 
 
 def serves(gate: RangeGate, largest_blur_px: float) -> bool:

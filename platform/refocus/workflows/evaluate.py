@@ -17,7 +17,6 @@ from refocus.errors import ConfigurationError, InputError
 from refocus.io.microscopy import open_image
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
-from refocus.model.abstain import RangeGate
 from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.model.evaluation import EvaluationReport
 from refocus.optics.settings import OpticalSystem
@@ -32,9 +31,8 @@ from refocus.training.trust import (
     OTHER_SYSTEMS,
     gate_for,
     operating_point,
-    serves,
     with_calibration,
-    with_gate,
+    with_shipped_gate,
 )
 from refocus.training.validation import QUICK, calibrated_on_split, evenly, report_on_split, sharp_images_in
 from refocus.zstack import MODALITIES
@@ -269,9 +267,9 @@ def _on_images(
 def _trusted(
     package: ModelPackage, version: DatasetVersion | None, images: Path | None, progress: Progress
 ) -> ModelPackage:
-    """Fit intervals; the gate becomes the shipped one, which may be newer than the package's."""
+    """Fit intervals, and give the shipped gate where it serves the package's range."""
     if version is not None:
-        return calibrated_on_split(package, version)
+        return with_shipped_gate(calibrated_on_split(package, version))
     if images is None:
         raise InputError("no images were named to calibrate on; give --images or --dataset.")
     sharp = [i for i in sharp_images_in(images, "calibration") if i.holds_a_field]
@@ -280,9 +278,7 @@ def _trusted(
         evenly([i for i in sharp if i.modality == package.config.modality], CALIBRATION_IMAGES),
         progress=lambda done, total: progress("scenes of the calibration", done, total),
     )
-    # A gate of another range was fitted for this package alone.
-    own = package.config.gate
-    return with_gate(fitted) if own is None or serves(RangeGate.shipped(), own.largest_blur_px) else fitted
+    return with_shipped_gate(fitted)
 
 
 def _from_folders(

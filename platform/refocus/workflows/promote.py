@@ -21,6 +21,7 @@ from refocus.registry.promotion import promote as promote_package
 from refocus.registry.records import AliasName
 from refocus.training.report import markdown_table, series_table
 from refocus.training.runs import best_checkpoint, fetch_checkpoint, read_run
+from refocus.training.trust import with_shipped_gate
 from refocus.training.validation import calibrated_on_split, report_on_split
 
 
@@ -48,6 +49,7 @@ def promote(
     if rules.coverage is not None:
         # Intervals are promised only where they were fitted, on specimens that neither training nor validation uses.
         package = calibrated_on_split(package, dataset)
+    package = with_shipped_gate(package)
     report = report_on_split(package, dataset, quick=quick)
     kinds = {measurement.kind for measurement in report.measurements}
     for metric in ("psnr_db", "ssim"):

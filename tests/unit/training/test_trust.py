@@ -12,7 +12,14 @@ from refocus.optics.simulate import simulate_focal_series
 from refocus.training.evaluate import evaluate
 from refocus.training.methods import check_seams, network_method
 from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage
-from refocus.training.trust import OperatingPoint, _grainy, operating_point, with_calibration, with_gate
+from refocus.training.trust import (
+    OperatingPoint,
+    _grainy,
+    gate_for,
+    operating_point,
+    with_calibration,
+    with_shipped_gate,
+)
 
 
 def package(channels=1):
@@ -114,11 +121,31 @@ def test_an_operating_point_averages_on_either_side_of_the_range():
     assert not point.as_asked
 
 
-def test_a_package_of_another_range_needs_images_for_its_gate():
+def ranged(largest_blur_px, gate=None):
     raw = package()
-    narrow = ModelPackage(raw.config.model_copy(update={"largest_blur_px": 12.0}), raw.weights)
-    with pytest.raises(InputError, match="give images to fit one on"):
-        with_gate(narrow)
+    return ModelPackage(
+        raw.config.model_copy(update={"largest_blur_px": largest_blur_px, "gate": gate}), raw.weights, {"run": "a"}
+    )
+
+
+def test_the_shipped_gate_is_given_where_it_serves():
+    shipped = RangeGate.shipped()
+    older = shipped.model_copy(update={"threshold": 9.0})
+    narrow = shipped.model_copy(update={"largest_blur_px": 12.0})
+    for given, own, expected in (
+        (38.0, None, shipped),
+        (38.0, older, shipped),
+        (12.0, None, None),
+        (12.0, narrow, narrow),
+        # Fitted for this package alone.
+        (38.0, narrow, narrow),
+    ):
+        found = with_shipped_gate(ranged(given, own))
+        assert found.config.gate == expected
+        assert found.card == {"run": "a"}
+
+
+def test_a_gate_needs_many_images():
     # One image gives 16 tiles in range and 8 beyond; the rule has 231 weights.
     with pytest.raises(InputError, match="expected at least 231"):
-        with_gate(narrow, images(0, 1), systems=(STANDARD_SYSTEM,))
+        gate_for(12.0, images(0, 1), systems=(STANDARD_SYSTEM,))

@@ -18,13 +18,15 @@ from skimage import data
 from typer.testing import CliRunner
 
 from refocus.cli.main import app
+from refocus.data.dataset import DatasetVersion
 from refocus.data.splits import split_of
 from refocus.errors import ConfigurationError, InputError
 from refocus.model.abstain import RangeGate
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.evaluation import EvaluationReport
 from refocus.model.networks import NetworkConfig, build_network
-from refocus.workflows.evaluate import EvaluationOptions, evaluate_and_write
+from refocus.workflows.evaluate import EvaluationOptions, _trusted, evaluate_and_write
+from samples import put_sharp_images
 
 JOB = Path(__file__).parents[3] / "jobs" / "evaluate.py"
 
@@ -132,6 +134,13 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(folder, series, 
     empty.mkdir()
     with pytest.raises(InputError, match="no image to evaluate on"):
         evaluate_and_write(EvaluationOptions((package,), tmp_path, images=empty), Console(quiet=True))
+
+
+def test_a_package_is_calibrated_on_a_dataset_as_on_a_folder(store, tmp_path):
+    version = DatasetVersion.open(store, put_sharp_images(store, name="images", each=5, side=192))
+    found = _trusted(ModelPackage.load(saved(tmp_path / "p")), version, None, lambda *_: None)
+    assert found.config.calibration.specimens == 5
+    assert found.config.gate == RangeGate.shipped()
 
 
 def test_the_job_calibrates_and_saves_a_package_with_its_evaluation(folder, tmp_path):
