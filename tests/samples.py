@@ -56,7 +56,19 @@ def put_sharp_images(store: ObjectStore, *, name: str, each: int = 6, side: int 
     """Store and ingest sharp fluorescence images, `each` in every split, and return the dataset's address."""
     for seed, specimen in enumerate(names_in_every_split(each)):
         store.put(f"raw-{name}/{specimen}.tif", tiff(sharp_image(seed, side)))
-    settings, fallback = IngestSettings(tile_px=tile_px), Rule(modality="fluorescence")
+    return _ingested(store, name, IngestSettings(tile_px=tile_px))
+
+
+def put_focal_series(store: ObjectStore, *, name: str, each: int = 2, side: int = 160, planes: int = 7) -> str:
+    """Store and ingest z-stacks and nothing else, `each` in every split, and return the dataset's address."""
+    for seed, specimen in enumerate(names_in_every_split(each)):
+        stack = focal_series(planes, best=planes // 2, seed=seed, side=side)
+        store.put(f"raw-{name}/{specimen}.tif", tiff(stack))
+    return _ingested(store, name, IngestSettings())
+
+
+def _ingested(store: ObjectStore, name: str, settings: IngestSettings) -> str:
+    fallback = Rule(modality="fluorescence")
     plan = adopt_plan(store, name, "v1", plan_ingest(store, f"raw-{name}/", settings=settings, fallback=fallback))
     prefix = version_prefix(name, "v1")
     receipts = [ingest_unit(store, prefix, plan, unit) for unit in plan.units]

@@ -30,6 +30,8 @@ from refocus.errors import InputError
 Values = npt.NDArray[Any]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+#: Fewer specimens say nothing about new ones.
+FEWEST_SPECIMENS = 5
 #: Of a Laplace distribution, which the scale head is trained for: 90% lie within ln(10) scales.
 LAPLACE_FACTOR_90 = math.log(10.0)
 #: Of the smooth step that stands for being covered or not while factors are balanced, in a factor's logarithm. What is
@@ -190,9 +192,10 @@ def fit_calibration(samples: Iterable[CalibrationSample], *, level: float = 0.9,
     """
     kept = list(samples)
     specimens = sorted({s.specimen for s in kept})
-    if len(specimens) < 5:
+    if len(specimens) < FEWEST_SPECIMENS:
         raise InputError(
-            f"{len(specimens)} specimens to calibrate on; expected at least 5 to say anything about new ones."
+            f"{len(specimens)} specimens to calibrate on; expected at least {FEWEST_SPECIMENS} to say anything about "
+            "new ones."
         )
     score = np.concatenate([np.abs(s.error) / np.maximum(s.scale, 1e-12) for s in kept]).astype(np.float64)
     blur = np.concatenate([np.broadcast_to(s.blur_radius_px, s.error.shape) for s in kept]).astype(np.float64)

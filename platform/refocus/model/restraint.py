@@ -21,13 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from refocus.errors import InputError
+from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.networks import Prediction
 
 Values = npt.NDArray[Any]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 _SHARES = np.linspace(0.05, 1.0, 20)
-_FEWEST_SPECIMENS = 5
 
 
 class Restraint(BaseModel):
@@ -130,9 +130,9 @@ def fit_restraint(samples: Iterable[ChangeSample], *, bands: int = 12) -> Restra
         radii.append(sample.blur_radius_px)
         gains.append(sample.gains_db())
     known = sorted(set(specimens))
-    if len(known) < _FEWEST_SPECIMENS:
+    if len(known) < FEWEST_SPECIMENS:
         raise InputError(
-            f"{len(known)} specimens to restrain a network by; expected at least {_FEWEST_SPECIMENS} to say anything "
+            f"{len(known)} specimens to restrain a network by; expected at least {FEWEST_SPECIMENS} to say anything "
             "about new ones."
         )
     owner, radius, gain = np.array(specimens), np.array(radii), np.stack(gains)

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refocus.errors import ConfigurationError, InputError
+from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.evaluation import INPUT, MORE_IS_BETTER, EvaluationReport, Metric, paired_difference
 from refocus.registry.records import Decision, Failure
 
@@ -50,6 +51,11 @@ class GatePolicy(BaseModel):
     golden: bool = True
     minimum_specimens: int = Field(default=3, ge=1)
 
+    @property
+    def asks_for_intervals(self) -> bool:
+        """Whether a candidate needs calibrated intervals."""
+        return self.coverage is not None or self.band_coverage is not None
+
     @classmethod
     def load(cls, policy: str | Path) -> GatePolicy:
         """Read a policy file, or one that ships with Refocus, by name: ``default``, ``quickstart``.
@@ -71,11 +77,19 @@ class GatePolicy(BaseModel):
             raise ConfigurationError(f"the gate policy {path} does not fit: {error}") from error
 
 
+_UNCALIBRATED = (
+    f"not measured: the candidate's intervals were never fitted, for which the dataset's calibration split must have "
+    f"sharp images of {FEWEST_SPECIMENS} specimens. Ingest more and promote again, or promote under a policy that asks "
+    "for no coverage (--policy quickstart): its intervals are then a guess."
+)
+
+
 def decide(
     candidate: EvaluationReport,
     champion: EvaluationReport | None,
     policy: GatePolicy,
     *,
+    calibrated: bool = True,
     golden_difference: float | None = None,
     golden_tolerance: float = 0.0,
 ) -> Decision:
@@ -87,6 +101,8 @@ def decide(
     champion : EvaluationReport or None
         Of the present champion, on the same images. Without one the candidate must beat the images as they came.
     policy : GatePolicy
+    calibrated : bool
+        Whether the candidate's intervals were fitted; what others happen to cover is no promise.
     golden_difference : float or None
         How far the promoting machine is from the candidate's golden output; None where it was not tried.
     golden_tolerance : float
@@ -108,8 +124,11 @@ def decide(
         _judge_lost(candidate, reference, method, metric, against, failures)
     for metric, tolerance in policy.band_tolerance.items():
         _judge_bands(candidate, reference, method, metric, tolerance, against, failures)
-    _judge_coverage(candidate, policy, failures, observations)
-    _judge_band_coverage(candidate, policy, failures)
+    if calibrated:
+        _judge_coverage(candidate, policy, failures, observations)
+        _judge_band_coverage(candidate, policy, failures)
+    elif policy.asks_for_intervals:
+        failures.append(Failure(condition="coverage", detail=_UNCALIBRATED))
     _judge_speed(candidate, policy, failures, observations)
     if policy.golden and golden_difference is None:
         failures.append(Failure(condition="golden image", detail="it was not tried on this machine."))

@@ -126,7 +126,14 @@ def judge(
         difference = largest_difference(golden_output(package), version.golden)
     except ModelUnfit:
         difference = float("inf")
-    return decide(candidate_report, champion_report, policy, golden_difference=difference, golden_tolerance=TOLERANCE)
+    return decide(
+        candidate_report,
+        champion_report,
+        policy,
+        calibrated=package.config.calibration.fitted,
+        golden_difference=difference,
+        golden_tolerance=TOLERANCE,
+    )
 
 
 def _refused(against: str, condition: str, detail: str) -> Decision:

@@ -15,6 +15,7 @@ from refocus.data.splits import Split, is_image, specimen_of, split_of
 from refocus.data.tiles import Tile, drawn
 from refocus.errors import DatasetIncomplete
 from refocus.io.microscopy import ImageSource, open_image
+from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import Baseline
@@ -101,10 +102,17 @@ def calibrated_on_split(
 
     Raises
     ------
-    InputError
-        If fewer than 5 specimens of the package's modality are there.
+    DatasetIncomplete
+        If fewer than 5 specimens of the package's modality have a sharp image there: of z-stacks alone the blur is not
+        known in pixels, and the plane that stands for the truth has noise of its own.
     """
-    images = sharp_tiles(version.tiles(split, modalities=[package.config.modality]), most=most)
+    modality = package.config.modality
+    images = sharp_tiles(version.tiles(split, modalities=[modality]), most=most)
+    if len(images) < FEWEST_SPECIMENS:
+        raise DatasetIncomplete(
+            f"{version.uri} has {len(images)} specimens with sharp images of {modality} in its {split} split, and "
+            f"intervals are fitted on {FEWEST_SPECIMENS} or more (z-stacks do not count); ingest more specimens."
+        )
     return with_calibration(package, images)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from refocus.data.dataset import DatasetVersion
-from refocus.errors import ModelMissing
+from refocus.errors import DatasetIncomplete, ModelMissing
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.model.checkpoint import ModelPackage
@@ -34,7 +34,8 @@ def promote(
     ------
     RunMissing, DatasetMissing
     PromotionRefused
-        With every condition that failed; the version is published all the same.
+        With every condition that failed; the version is published all the same. Coverage is among them where the
+        dataset has too few specimens to calibrate on, unless the policy asks for none.
     AliasMoved
         If another promotion won the race.
     """
@@ -46,9 +47,12 @@ def promote(
     console.print(f"Evaluating step {checkpoint.seal.step} of run {run} ({package.digest[:12]}) on {record.dataset}")
     dataset = DatasetVersion.open(store, record.dataset)
     rules = GatePolicy.load(policy)
-    if rules.coverage is not None:
+    if rules.asks_for_intervals:
         # Intervals are promised only where they were fitted, on specimens that neither training nor validation uses.
-        package = calibrated_on_split(package, dataset)
+        try:
+            package = calibrated_on_split(package, dataset)
+        except DatasetIncomplete as error:
+            console.print(f"Not calibrated: {error}", markup=False)
     package = with_shipped_gate(package)
     report = report_on_split(package, dataset, quick=quick)
     kinds = {measurement.kind for measurement in report.measurements}

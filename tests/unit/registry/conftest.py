@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from refocus.model.calibration import Calibration
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.evaluation import EvaluationReport, Measurement, Provenance, Score, Speed
 from refocus.testing.service import tiny_package
 
 
-def package(seed: int = 0, report: EvaluationReport | None = None) -> ModelPackage:
+def package(seed: int = 0, report: EvaluationReport | None = None, *, calibrated: bool = True) -> ModelPackage:
     made = tiny_package(seed, name="tiny")
+    config = made.config.model_copy(update={"calibration": Calibration(specimens=12 if calibrated else 0)})
     evaluation = {} if report is None else report.model_dump(mode="json")
-    return ModelPackage(made.config, made.weights, {"run": "run-1", "dataset": "plates/v1"}, evaluation)
+    return ModelPackage(config, made.weights, {"run": "run-1", "dataset": "plates/v1"}, evaluation)
 
 
 def report(

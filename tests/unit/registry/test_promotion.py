@@ -4,6 +4,7 @@ import pytest
 
 from refocus.errors import AliasMoved, ConfigurationError, ModelMissing, PromotionRefused
 from refocus.registry import promotion
+from refocus.registry.gates import GatePolicy
 from refocus.registry.promotion import promote, rollback
 
 from .conftest import package, report
@@ -57,6 +58,14 @@ def test_nothing_moves_without_a_reason(catalog, force):
 def test_a_candidate_without_an_evaluation_is_refused(catalog):
     with pytest.raises(PromotionRefused, match="evaluate it first"):
         promote(catalog, package(1), why="hope")
+
+
+def test_intervals_that_were_never_fitted_pass_only_where_none_are_asked_for(catalog):
+    guess = package(1, report(2.0, coverage=0.9), calibrated=False)
+    with pytest.raises(PromotionRefused, match=r"coverage: not measured: .* never fitted.*--policy quickstart"):
+        promote(catalog, guess, why="hope")
+    made = promote(catalog, guess, why="no interval is shown", policy=GatePolicy.load("quickstart"))
+    assert champion(catalog) == made.version.digest
 
 
 @pytest.mark.parametrize("force", [False, True])
