@@ -115,6 +115,11 @@ class Trainer:
     world_size : int
         Over how many ranks `config.batch_size` is divided, for `local_batch_size`.
 
+    Attributes
+    ----------
+    samples_seen : int
+        Of all ranks together, which take batches of one size; ranks of another number may have seen the first of them.
+
     Raises
     ------
     ConfigurationError
@@ -132,6 +137,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.device = torch.device(device)
+        self.world_size = world_size
         self.local_batch_size = max(1, config.batch_size // world_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -233,7 +239,7 @@ class Trainer:
         if self.discriminator is not None:
             terms["discriminator"] = self._discriminator_step(prediction.image.detach(), pairs.target)
         self.step += 1
-        self.samples_seen += len(batch)
+        self.samples_seen += len(batch) * self.world_size
         self._average()
         return StepMetrics(
             step=self.step,

@@ -54,7 +54,7 @@ def main() -> None:
     torch.distributed.barrier()
     elapsed_s = time.perf_counter() - started
     if rank == 0:
-        samples_per_s = (trainer.samples_seen - before) * world_size / elapsed_s
+        samples_per_s = (trainer.samples_seen - before) / elapsed_s
         print(json.dumps({"samples_per_s": samples_per_s, "threads": torch.get_num_threads()}))
     torch.distributed.destroy_process_group()
 

@@ -73,6 +73,15 @@ def test_a_run_takes_its_steps_and_no_more() -> None:
     assert trainer.samples_seen == 24
 
 
+def test_samples_are_counted_over_all_ranks_whatever_their_number_was_before() -> None:
+    alone = Trainer(recipe())
+    list(alone.run(batches(0, 2)))
+    one_of_two = Trainer(recipe(), world_size=2)
+    one_of_two.load_state_dict(alone.state_dict())
+    list(one_of_two.run(batch(number, size=2) for number in range(4)))
+    assert one_of_two.samples_seen == 2 * 4 + 4 * 2 * 2
+
+
 def test_training_brings_unseen_images_closer_to_focus() -> None:
     optics = OpticsRange(
         blur_radius_px=(2.5, 4.5), in_focus_share=0.0, near_focus_share=0.0, haze_share=0.0, photons_at_peak=(1e4, 1e4)
