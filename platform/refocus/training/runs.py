@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from refocus.data.manifest import checked_name
 from refocus.errors import ConfigurationError, ModelCorrupt, ObjectExists, ObjectMissing, RunExists, RunMissing
@@ -47,10 +48,13 @@ class RunRecord(_Record):
 
 
 class CheckpointSeal(_Record):
-    """Written last into a checkpoint's folder: every file with its digest, so that half a checkpoint shows."""
+    """Written last into a checkpoint's folder: every file with its digest, so that half a checkpoint shows.
+
+    A metric that is not finite is null in JSON, which has no other word for it, and NaN again when it is read.
+    """
 
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]]
     files: dict[str, str]
 
 
@@ -206,7 +210,7 @@ def remove_partial_checkpoints(store: ObjectStore, name: str) -> list[str]:
 
 
 def best_checkpoint(store: ObjectStore, name: str, metric: str = "validation_loss") -> SealedCheckpoint:
-    """Return the whole checkpoint with the lowest `metric`, the last one where none has it.
+    """Return the whole checkpoint with the lowest `metric`, the last one where none has a finite one.
 
     Raises
     ------
@@ -217,7 +221,7 @@ def best_checkpoint(store: ObjectStore, name: str, metric: str = "validation_los
     checkpoints = whole_checkpoints(store, name)
     if not checkpoints:
         raise RunMissing(f"run {name!r} has no complete checkpoint yet; wait for its first, or look at its job's log.")
-    measured = [checkpoint for checkpoint in checkpoints if metric in checkpoint.seal.metrics]
+    measured = [c for c in checkpoints if math.isfinite(c.seal.metrics.get(metric, math.nan))]
     return min(measured, key=lambda c: c.seal.metrics[metric]) if measured else checkpoints[-1]
 
 
