@@ -110,6 +110,11 @@ class EvaluationOptions:
         distances = tuple(round(system.defocus_um_for(blur), 2) for blur in blurs)
         return usual.model_copy(update={"system": system, "defocus_um": distances})
 
+    @property
+    def told(self) -> OpticalSystem | None:
+        """The objective as models are told it, None where they are not."""
+        return self.scenes.system if self.tell_optics else None
+
 
 def evaluate_and_write(options: EvaluationOptions, console: Console) -> EvaluationReport:
     """Evaluate packages and write the report."""
@@ -139,7 +144,7 @@ def evaluate_and_write(options: EvaluationOptions, console: Console) -> Evaluati
     if options.calibrate is not None:
         replace(packages[0], evaluation=report.model_dump(mode="json")).save(options.calibrate)
         console.print(f"Calibrated package written: {options.calibrate}")
-    methods = {name: network_method(package, check=False) for name, package in rows.items()}
+    methods = {name: network_method(package, check=False, optics=options.told) for name, package in rows.items()}
     shown = [] if options.scope == "quick" else evenly(sharp, EXAMPLES)
     page = html_report(report, examples_of(methods, shown, options.scenes))
     (options.out / "evaluation.html").write_text(page)
@@ -246,18 +251,16 @@ def _on_images(
     progress: Progress,
 ) -> EvaluationReport:
     judged = next(iter(rows.values()), None)
-    scenes = options.scenes
-    optics = scenes.system if options.tell_optics else None
     of = f"of the {options.split} split" if options.split else "of a folder"
     return evaluate(
-        {name: network_method(package, check=package is judged, optics=optics) for name, package in rows.items()},
+        {name: network_method(package, check=package is judged, optics=options.told) for name, package in rows.items()},
         sharp,
-        scenes,
+        options.scenes,
         planes=planes,
         digest=judged.digest if judged is not None else None,
         baselines=BASELINES if options.classical else (),
         source=f"{len(sharp)} sharp images {of}, {len(planes)} planes of measured focal series",
-        notes=("models were told the optics",) if optics is not None else (),
+        notes=("models were told the optics",) if options.told is not None else (),
         seam=check_seams(judged) if judged is not None and options.scope != "quick" else None,
         timed={name: network_method(package, check=False, optics=optics) for name, package in rows.items()},
         progress=progress,

@@ -25,6 +25,7 @@ from refocus.model.abstain import RangeGate
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.evaluation import EvaluationReport
 from refocus.model.networks import NetworkConfig, build_network
+from refocus.workflows import evaluate as evaluation
 from refocus.workflows.evaluate import EvaluationOptions, _trusted, evaluate_and_write
 from samples import put_sharp_images
 
@@ -95,6 +96,23 @@ def test_images_are_seen_through_the_objective_that_is_asked_for(folder, tmp_pat
         refused = CliRunner().invoke(app, [*arguments, "--objective", wrong])
         assert isinstance(refused.exception, ConfigurationError)
         assert said in str(refused.exception)
+
+
+def test_examples_are_made_with_the_optics_that_the_report_says_were_told(folder, tmp_path, monkeypatch):
+    told = []
+    made = evaluation.network_method
+
+    def listening(package, **how):
+        told.append(how.get("optics"))
+        return made(package, **how)
+
+    monkeypatch.setattr(evaluation, "network_method", listening)
+    model = saved(tmp_path / "p")
+    options = EvaluationOptions((model,), tmp_path, images=folder, scope="quick", most=1, tell_optics=True)
+    report = evaluate_and_write(options, Console(quiet=True))
+    assert report.provenance.notes == ("models were told the optics",)
+    # For the measurements, and for the examples.
+    assert told == [options.scenes.system] * 2
 
 
 def test_models_of_one_name_keep_rows_of_their_own(folder, tmp_path):
