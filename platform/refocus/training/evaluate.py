@@ -258,12 +258,11 @@ def speed_of(method: Method, channels: int = 1, *, side_px: int = 512, repeats: 
     )
 
 
-def commit() -> str:
-    """Return the source's commit, with a mark where files differ from it; ``unknown`` outside a checkout."""
-    here = Path(__file__).parent
+def commit(source: Path = Path(__file__).parents[1]) -> str:
+    """Return the source's commit, with a mark where any of its files differ from it; ``unknown`` outside a checkout."""
     try:
         answers = [
-            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10)
+            subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True, timeout=10)
             for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])
         ]
     except (OSError, subprocess.SubprocessError):

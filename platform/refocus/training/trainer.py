@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +20,7 @@ from refocus.errors import ConfigurationError, DatasetIncomplete, NonFiniteLoss,
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.training.config import TrainingConfig
+from refocus.training.evaluate import commit
 from refocus.training.feed import TRAIN, training_rows
 from refocus.training.loop import initial_network
 from refocus.training.runs import (
@@ -174,9 +173,7 @@ def train(
     version = DatasetVersion.open(store, dataset)
     _check_fit(config, version, workers)
     workers.wait_for_resources(patience_for_resources_s)
-    record = RunRecord(
-        name=run, recipe=config.name, config=config, dataset=version.uri, created=now(), commit=_commit()
-    )
+    record = RunRecord(name=run, recipe=config.name, config=config, dataset=version.uri, created=now(), commit=commit())
     record = claim_run(store, record, resume=resume)
     remove_partial_checkpoints(store, run)
     try:
@@ -232,13 +229,3 @@ def _torch_trainer(
             ),
         ),
     )  # fmt: skip
-
-
-def _commit() -> str | None:
-    try:
-        described = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()

@@ -1,3 +1,6 @@
+import re
+import subprocess
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -7,7 +10,7 @@ from refocus.errors import InputError
 from refocus.model.blur_estimate import estimate_blur
 from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import UNSHARP
-from refocus.training.evaluate import Restored, evaluate, speed_of
+from refocus.training.evaluate import Restored, commit, evaluate, speed_of
 from refocus.training.scenes import SceneSettings, SharpImage
 from refocus.training.series import MeasuredPlane
 
@@ -94,6 +97,23 @@ def test_a_method_that_changes_the_shape_is_refused():
         evaluate({"crop": lambda image: image[:, 1:]}, images(), SETTINGS, baselines=[], timed={})
     with pytest.raises(InputError, match="no image"):
         evaluate({}, [], SETTINGS)
+
+
+def test_the_commit_is_marked_where_any_file_of_the_source_differs_from_it(tmp_path):
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True)
+
+    assert commit(tmp_path) == "unknown"
+    git("init")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "networks.py").write_text("1")
+    git("add", "-A")
+    git("commit", "-m", "first")
+    clean = commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    (tmp_path / "model" / "networks.py").write_text("2")
+    assert commit(tmp_path) == f"{clean}+changes"
 
 
 def test_speed_counts_megapixels():
