@@ -28,7 +28,7 @@ Reason = Literal["out_of_range", "unfamiliar", "no_structure", "saturated"]
 
 #: Octaves of the pyramid: the coarsest detail has periods of about 100 px, as a blur of 50 px leaves.
 _OCTAVES = 6
-#: Below the first, noise cannot be told from structure. Below the second, the coarsest octaves, which the rule looks at,
+#: Below the first, noise cannot be told from structure. Below the second, the coarsest octaves that the rule looks at
 #: have no room: of tiles of 64 px in focus nearly all were flagged, of 128 px none.
 _LEAST_PX_OF_STRUCTURE, _LEAST_PX_OF_SCALES = 64, 128
 #: White noise of variance 1 leaves this much in an octave: sum of squares of (point - Gaussian of 1 px).

@@ -252,8 +252,12 @@ def _on_images(
 ) -> EvaluationReport:
     judged = next(iter(rows.values()), None)
     of = f"of the {options.split} split" if options.split else "of a folder"
+    plain = {name: network_method(package, check=False, optics=options.told) for name, package in rows.items()}
+    checked = {
+        name: network_method(package, optics=options.told) for name, package in rows.items() if package is judged
+    }
     return evaluate(
-        {name: network_method(package, check=package is judged, optics=options.told) for name, package in rows.items()},
+        plain | checked,
         sharp,
         options.scenes,
         planes=planes,
@@ -262,7 +266,7 @@ def _on_images(
         source=f"{len(sharp)} sharp images {of}, {len(planes)} planes of measured focal series",
         notes=("models were told the optics",) if options.told is not None else (),
         seam=check_seams(judged) if judged is not None and options.scope != "quick" else None,
-        timed={name: network_method(package, check=False, optics=optics) for name, package in rows.items()},
+        timed=plain,
         progress=progress,
     )
 

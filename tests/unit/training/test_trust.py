@@ -94,7 +94,7 @@ def test_a_method_judges_sections_by_their_dark_end():
     nuclei = simulate_focal_series("nuclei", planes=3, size_px=(256, 256), seed=0)[0].pixels[1].astype(np.float32)
     light = nuclei.max() - nuclei
     white = np.minimum(light, np.quantile(light, 0.5))[None]
-    raw = with_gate(package())
+    raw = with_shipped_gate(package())
     section = ModelPackage(raw.config.model_copy(update={"normalisation": "percentiles-99-0.2"}), raw.weights)
     flagged = [network_method(each)(white).flagged_share for each in (raw, section)]
     assert flagged == [1.0, 0.0]

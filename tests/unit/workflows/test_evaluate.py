@@ -111,8 +111,8 @@ def test_examples_are_made_with_the_optics_that_the_report_says_were_told(folder
     options = EvaluationOptions((model,), tmp_path, images=folder, scope="quick", most=1, tell_optics=True)
     report = evaluate_and_write(options, Console(quiet=True))
     assert report.provenance.notes == ("models were told the optics",)
-    # For the measurements, and for the examples.
-    assert told == [options.scenes.system] * 2
+    # For the measurements, with checks and timed without, and for the examples.
+    assert told == [options.scenes.system] * 3
 
 
 def test_models_of_one_name_keep_rows_of_their_own(folder, tmp_path):
