@@ -24,6 +24,8 @@ from refocus.wire.image import MEDIA_TYPES, ImageLimits
 # What comes back was asked for: the limits guard against garbage, not against size.
 _ANSWER_LIMITS = ImageLimits(max_body_bytes=2**34, max_pixels=2**32, max_pages=2**16, max_decoded_bytes=2**34)
 
+OnOutOfRange = Literal["mark", "keep", "fail"]
+
 
 @dataclass(frozen=True, slots=True)
 class Refocused:
@@ -130,7 +132,7 @@ class Client:
         na: float | None = None,
         wavelength_um: float | None = None,
         uncertainty: bool = False,
-        on_out_of_range: Literal["mark", "keep", "fail"] = "mark",
+        on_out_of_range: OnOutOfRange = "mark",
     ) -> Refocused:
         """Return `image` in focus and what the service says about it; parameters and errors as `refocus`.
 
@@ -147,9 +149,8 @@ class Client:
         image = np.asarray(image)
         body = encode(from_array(image, pixel_size_um=pixel_size_um), "tiff")
         query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
-                 "wavelength_um": wavelength_um,
-                 "uncertainty": uncertainty or None,
-                 "on_out_of_range": None if on_out_of_range == "mark" else on_out_of_range}  # fmt: skip
+                 "wavelength_um": wavelength_um, "uncertainty": uncertainty or None,
+                 "on_out_of_range": _unless(on_out_of_range, "mark")}  # fmt: skip
         response = self._post("/v1/refocus", body, query, accept="image/tiff", content_type="image/tiff")
         planes = decode(response.content, _ANSWER_LIMITS).planes
         half_width = None
@@ -173,11 +174,32 @@ class Client:
             correlation_id=said.get(headers.CORRELATION_ID, ""),
         )
 
-    def refocus_file(self, source: str | Path, target: str | Path, **query: Any) -> str:
+    def refocus_file(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        pixel_size_um: float | None = None,
+        model: str | None = None,
+        modality: str | None = None,
+        na: float | None = None,
+        wavelength_um: float | None = None,
+        blind: bool = False,
+        uncertainty: bool = False,
+        on_out_of_range: OnOutOfRange = "mark",
+    ) -> str:
         """Send the file `source` and write the answer to `target`; return the model's digest.
 
         The suffix of `target` decides the format: .tif, .tiff or .png. Metadata are kept. The file appears whole or
         not at all.
+
+        Parameters
+        ----------
+        source, target : path
+        blind : bool
+            Ignore what the file says of its optics.
+        **options
+            As `refocus_detailed`; with `uncertainty` half widths follow the planes.
 
         Raises
         ------
@@ -191,20 +213,35 @@ class Client:
         accept = {".tif": "image/tiff", ".tiff": "image/tiff", ".png": "image/png"}.get(target.suffix.lower())
         if accept is None:
             raise UnsupportedImage(f"{target} would be no image that is written; expected .tif, .tiff or .png.")
+        query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
+                 "wavelength_um": wavelength_um, "blind": blind or None, "uncertainty": uncertainty or None,
+                 "on_out_of_range": _unless(on_out_of_range, "mark")}  # fmt: skip
         body = source.read_bytes()
         response = self._post("/v1/refocus", body, query, accept=accept, content_type=MEDIA_TYPES[sniff(body)])
         write_whole(target, response.content)
         return response.headers.get(headers.MODEL_DIGEST, "")
 
-    def focus(self, image: npt.NDArray[Any], *, pixel_size_um: float | None = None, **query: Any) -> FocusResult:
+    def focus(
+        self,
+        image: npt.NDArray[Any],
+        *,
+        pixel_size_um: float | None = None,
+        model: str | None = None,
+        modality: str | None = None,
+        na: float | None = None,
+        wavelength_um: float | None = None,
+    ) -> FocusResult:
         """Return how far out of focus an image is, where, and which tiles to scan again.
+
+        Parameters as `refocus_detailed`.
 
         Raises
         ------
         RequestRefused, ServiceBusy, ServiceFailed
         """
         body = encode(from_array(np.asarray(image), pixel_size_um=pixel_size_um), "tiff")
-        query = {"pixel_size_um": pixel_size_um, **query}
+        query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
+                 "wavelength_um": wavelength_um}  # fmt: skip
         return self._post("/v1/focus", body, query, accept="application/json", content_type="image/tiff").json()
 
     def models(self) -> list[dict[str, Any]]:
@@ -280,6 +317,10 @@ class Client:
                 raise error_for(response, lost, str(self._http.base_url), correlation_id) from lost
             time.sleep(pause_s)
         raise AssertionError("unreachable")
+
+
+def _unless(value: str, usual: str) -> str | None:
+    return None if value == usual else value
 
 
 def _is_local(url: str) -> bool:

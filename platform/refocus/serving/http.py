@@ -9,10 +9,10 @@ import re
 import time
 import uuid
 from dataclasses import replace
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -27,9 +27,19 @@ from refocus.serving.body import accepted, read_image
 from refocus.serving.config import ServingConfig
 from refocus.serving.metrics import Meters, ProcessMeters, RequestMetrics, access_log
 from refocus.serving.openapi import FOCUS_DOCS, REFOCUS_DOCS
+from refocus.serving.parameters import (
+    ApertureQuery,
+    BlindQuery,
+    ModalityQuery,
+    ModelQuery,
+    OutOfRangeQuery,
+    PixelSizeQuery,
+    UncertaintyQuery,
+    WavelengthQuery,
+    no_stray_parameters,
+)
 from refocus.serving.requests import (
     ModelState,
-    OnOutOfRange,
     RestoreAnswer,
     RestoreRequest,
     ServiceState,
@@ -40,7 +50,6 @@ from refocus.serving.status import RETRY_AFTER_STATUSES, Refusal, problem_for
 from refocus.wire import headers
 from refocus.wire.codec import output_container
 from refocus.wire.image import MEDIA_TYPES, Container, WireImage
-from refocus.zstack import Modality
 
 _log = logging.getLogger("refocus.serving")
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -84,19 +93,6 @@ class FocusReport(BaseModel):
     scan_again: tuple[int, ...]
 
 
-ModelQuery = Annotated[
-    str | None,
-    Query(description="NAME, NAME@champion, NAME@challenger or NAME@DIGEST", max_length=160, examples=["fluorescence"]),
-]
-ModalityQuery = Annotated[Modality | None, Query(description="What kind of image it is, where the model is not named")]
-PixelSizeQuery = Annotated[float | None, Query(gt=0, le=100, description="Where the file does not say it")]
-ApertureQuery = Annotated[
-    float | None, Query(gt=0, le=1.7, description="Numerical aperture of the objective, likewise")
-]
-BlindQuery = Annotated[bool, Query(description="Ignore what is said of the optics, such as a file's stale metadata")]
-WavelengthQuery = Annotated[float | None, Query(gt=0.1, le=2, description="Of the light in um, likewise; else green")]
-
-
 def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = None) -> FastAPI:
     """Return the service's application over `backend`; it counts in this process where no `meters` are given."""
     app = FastAPI(
@@ -107,8 +103,9 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
     meters = meters or ProcessMeters()
     app.add_middleware(_Correlated, config=config, metrics=RequestMetrics(meters))
     _add_error_handlers(app, config)
+    strict = [Depends(no_stray_parameters)]
 
-    @app.post("/v1/refocus", response_class=Response, **REFOCUS_DOCS)
+    @app.post("/v1/refocus", response_class=Response, dependencies=strict, **REFOCUS_DOCS)
     async def refocus_image(
         request: Request,
         model: ModelQuery = None,
@@ -117,10 +114,8 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         na: ApertureQuery = None,
         wavelength_um: WavelengthQuery = None,
         blind: BlindQuery = False,
-        uncertainty: Annotated[
-            bool, Query(description="Append the 90% interval's half widths as further planes")
-        ] = False,
-        on_out_of_range: Annotated[OnOutOfRange, Query(description="Where blur is beyond the training")] = "mark",
+        uncertainty: UncertaintyQuery = False,
+        on_out_of_range: OutOfRangeQuery = "mark",
     ) -> Response:
         """Bring an image into focus; it comes back in its own format, size and type."""
         wanted = accepted(request.headers.get("accept"))
@@ -158,7 +153,7 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
             said[headers.INTERVAL_SCALE] = f"level=0.9; calibrated={'true' if answer.calibrated else 'false'}"
         return Response(body, media_type=MEDIA_TYPES[container], headers=said)
 
-    @app.post("/v1/focus", **FOCUS_DOCS)
+    @app.post("/v1/focus", dependencies=strict, **FOCUS_DOCS)
     async def focus(
         request: Request,
         model: ModelQuery = None,

@@ -149,9 +149,14 @@ def _by_server(options: Options) -> RestoreFile:
 
     assert options.url is not None
     client = Client(options.url)
-    asked = {"model": options.model, "modality": options.modality, "uncertainty": options.uncertainty or None}
-    query = {name: value for name, value in asked.items() if value is not None} | options.told
-    return lambda before, after: client.refocus_file(before, after, **query)
+    return lambda before, after: client.refocus_file(
+        before,
+        after,
+        model=options.model,
+        modality=options.modality,
+        uncertainty=options.uncertainty,
+        **options.told,
+    )
 
 
 def _in_process(options: Options) -> RestoreFile:

@@ -74,6 +74,22 @@ def test_options_travel_as_a_query():
     assert dict(answers.requests[0].url.params) == {"model": "m@champion", "na": "0.75", "on_out_of_range": "fail"}
 
 
+def test_options_of_files_and_of_focus_are_those_that_there_are(tmp_path):
+    (tmp_path / "in.tif").write_bytes(encode(WireImage(GREY[None])))
+    answers = Answers(echo)
+    asking = client(answers)
+    for ask in (
+        lambda **options: asking.refocus(GREY, **options),
+        lambda **options: asking.refocus_file(tmp_path / "in.tif", tmp_path / "out.tif", **options),
+        lambda **options: asking.focus(GREY, **options),
+    ):
+        with pytest.raises(TypeError, match="modle"):
+            ask(modle="m")
+    assert answers.requests == []
+    asking.refocus_file(tmp_path / "in.tif", tmp_path / "out.tif", blind=True, uncertainty=True, model="m")
+    assert dict(answers.requests[0].url.params) == {"model": "m", "blind": "true", "uncertainty": "true"}
+
+
 def test_a_busy_service_is_asked_again_when_it_wishes(pauses):
     answers = Answers(problem(503, **{"Retry-After": "7"}), problem(429, **{"Retry-After": "1"}), echo)
     np.testing.assert_array_equal(client(answers).refocus(GREY), GREY + 1)

@@ -160,6 +160,23 @@ def test_parameters_that_do_not_fit_are_named(service, grey):
     assert problem(client.get("/v2/else"))["status"] == 404
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("/v1/refocus?NA=0.45", "'NA' is not known, did you mean 'na'?"),
+        ("/v1/refocus?pixelsize_um=0.5", "did you mean 'pixel_size_um'?"),
+        ("/v1/refocus?bogus=1", "/v1/refocus takes blind, modality, model, na, on_out_of_range"),
+        ("/v1/refocus?na=0.45&na=0.75", "'na' was given 2 times"),
+        ("/v1/focus?on_out_of_range=fail", "'on_out_of_range' is not known. /v1/focus takes blind, modality, model"),
+    ],
+)
+def test_parameters_that_would_be_ignored_are_refused_by_name(service, grey, asked, words):
+    client, _ = service
+    said = problem(client.post(asked, content=tiff(grey)))
+    assert said["status"] == 422
+    assert words in said["detail"]
+
+
 def test_a_missing_champion_is_503_with_a_reason(catalog, config, grey):
     client = TestClient(make_app(LocalBackend(Restorer(config, catalog)), config))
     response = client.post("/v1/refocus", content=tiff(grey))
