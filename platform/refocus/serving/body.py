@@ -25,7 +25,7 @@ async def read_image(request: Request, config: ServingConfig) -> WireImage:
     Raises
     ------
     Refusal
-        415 where the body is no image, 408 where it comes too slowly, 400 where the form has no file.
+        415 where the body is no image, 408 where it comes too slowly, 400 where the form is not one file alone.
     ImageTooLarge
         As soon as the length, announced or arrived, is over the limit.
     """
@@ -74,6 +74,15 @@ async def _file_of(headers: Headers, pieces: list[bytes], config: ServingConfig)
         raise Refusal(400, "bad-form", f"The multipart form cannot be read: {error}") from error
     try:
         files = [value for value in form.values() if isinstance(value, UploadFile)]
+        fields = [name for name, value in form.multi_items() if not isinstance(value, UploadFile)]
+        if fields:
+            named = ", ".join(repr(name) for name in fields)
+            raise Refusal(
+                400,
+                "bad-form",
+                f"The form holds {named} beside the image, and forms are read for the image alone. Parameters belong "
+                "in the address: /v1/refocus?na=0.45.",
+            )
         if len(files) != 1:
             raise Refusal(400, "bad-form", f"The form holds {len(files)} files; expected one, the image.")
         body = await files[0].read()

@@ -91,6 +91,15 @@ def test_a_form_with_one_file_is_the_same_as_a_raw_body(service, grey):
     assert problem(two)["status"] == 400
 
 
+def test_parameters_in_a_form_are_refused_with_where_they_belong(service, grey):
+    client, _ = service
+    asked = client.post("/v1/refocus", files={"image": ("a.tif", tiff(grey), "image/tiff")}, data={"na": "0.45"})
+    said = problem(asked)
+    assert said["status"] == 400
+    assert "'na' beside the image" in said["detail"]
+    assert "/v1/refocus?na=0.45" in said["detail"]
+
+
 def test_ome_metadata_come_back_with_model_and_digest(service, grey):
     client, _ = service
     body = tiff(np.stack([grey, grey]), ome=True, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "TuJ1"]}})
