@@ -18,7 +18,7 @@ def restore(
     modality: Annotated[str | None, typer.Option(help="fluorescence, brightfield or phase_contrast.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Add the half width of the 90% interval as planes.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace results that are there.")] = False,
-    na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture, if files lack it.")] = None,
+    na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture; wins over files'.")] = None,
     pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
     wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
     blind: Annotated[bool, typer.Option(help="Ignore what files say of the optics.")] = False,
@@ -46,7 +46,9 @@ def explain(
     at: Annotated[
         tuple[int, int] | None, typer.Option(metavar="ROW COLUMN", help="The place; default: where spectra tell most.")
     ] = None,
-    na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture, if not in the file.")] = None,
+    na: Annotated[
+        float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture; wins over the file's.")
+    ] = None,
     pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
     wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
     blind: Annotated[bool, typer.Option(help="Ignore what the file says of the optics.")] = False,

@@ -49,6 +49,8 @@ PROFILES: tuple[Profile, ...] = tuple(
 )
 #: Those that are told apart without knowing the optics: NA 0.4, 0.75 and 0.88.
 BLIND_PROFILES = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15)
+#: Of pixels that may be an objective's own: not more than twice as fine or coarse as any profile's.
+OWN_SAMPLING = (0.5 * min(p.sampling for p in PROFILES), 2.0 * max(p.sampling for p in PROFILES))
 #: How much more a factor in sampling counts than one in the rim's steepness.
 _SAMPLING_COUNTS = 2.0
 
@@ -71,7 +73,7 @@ class BlurLadder:
 def nearest_profile(system: OpticalSystem) -> int | None:
     """Number of the profile that is most like an objective with its light and its pixels.
 
-    None where pixels are more than twice as fine or coarse as any profile's: then they are not the image's own.
+    None where pixels are beyond `OWN_SAMPLING`: then they are not the image's own.
 
     Examples
     --------
@@ -79,8 +81,7 @@ def nearest_profile(system: OpticalSystem) -> int | None:
     Profile(sampling=0.27, numerical_aperture=0.88)
     """
     sampling = system.pixel_size_um * system.numerical_aperture / system.wavelength_um
-    samplings = [profile.sampling for profile in PROFILES]
-    if not 0.5 * min(samplings) < sampling < 2.0 * max(samplings):
+    if not OWN_SAMPLING[0] < sampling < OWN_SAMPLING[1]:
         return None
     sine = system.numerical_aperture / system.refractive_index
     return int(nearest_profiles(torch.tensor([sampling]), torch.tensor([sine]))[0])

@@ -120,10 +120,10 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         """Bring an image into focus; it comes back in its own format, size and type."""
         wanted = accepted(request.headers.get("accept"))
         image, stages = await _arrived(request, config)
+        optics = optics_of(image, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind)
         if pixel_size_um is not None:
             image = replace(image, pixel_size_um=pixel_size_um)
         container = _container(image, wanted, uncertainty=uncertainty)
-        optics = optics_of(image, na=na, wavelength_um=wavelength_um, blind=blind)
         asked = RestoreRequest(
             image.planes,
             model,

@@ -17,12 +17,22 @@ ModelQuery = Annotated[
     Query(description="NAME, NAME@champion, NAME@challenger or NAME@DIGEST", max_length=160, examples=["fluorescence"]),
 ]
 ModalityQuery = Annotated[Modality | None, Query(description="What kind of image it is, where the model is not named")]
-PixelSizeQuery = Annotated[float | None, Query(gt=0, le=100, description="Where the file does not say it")]
-ApertureQuery = Annotated[
-    float | None, Query(gt=0, le=1.7, description="Numerical aperture of the objective, likewise")
+PixelSizeQuery = Annotated[
+    float | None,
+    Query(gt=0, le=100, description="Spacing of pixel centres in the specimen, in um; wins over what the file says"),
 ]
-BlindQuery = Annotated[bool, Query(description="Ignore what is said of the optics, such as a file's stale metadata")]
-WavelengthQuery = Annotated[float | None, Query(gt=0.1, le=2, description="Of the light in um, likewise; else green")]
+ApertureQuery = Annotated[
+    float | None,
+    Query(
+        gt=0,
+        le=1.7,
+        description="Numerical aperture of the objective, likewise; needs a pixel size, of the file or of the caller",
+    ),
+]
+WavelengthQuery = Annotated[
+    float | None, Query(gt=0.1, le=2, description="Of the light, in um, likewise; green (0.55) where nobody says it")
+]
+BlindQuery = Annotated[bool, Query(description="Ignore what the file says of the optics: stale metadata mislead")]
 UncertaintyQuery = Annotated[bool, Query(description="Append the 90% interval's half widths as further planes")]
 OutOfRangeQuery = Annotated[OnOutOfRange, Query(description="Where blur is beyond the training")]
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from refocus.optics.ladder import nearest_profile
+from refocus.errors import ConfigurationError, MetadataMissing
+from refocus.optics.ladder import OWN_SAMPLING, nearest_profile
 from refocus.optics.settings import OpticalSystem
 from refocus.wire.image import WireImage
 from refocus.zstack import Modality
@@ -64,15 +65,68 @@ def optics_of(
 ) -> OpticalSystem | None:
     """What is told of an image's optics: by the caller, and else by its file; None where that is too little.
 
-    None, too, if `blind`, or where pixels cannot be the objective's own, as those of an image that was scaled since.
+    None, too, where a file's pixels cannot be the objective's own, as those of an image that was scaled since. What a
+    caller says is never dropped in silence; a pixel size alone is no claim about the blur.
+
+    Parameters
+    ----------
+    na, pixel_size_um, wavelength_um : float or None
+        What the caller says.
+    blind : bool
+        Ignore what the file says.
+
+    Raises
+    ------
+    MetadataMissing
+        If the caller speaks of the optics and too little is known to use it.
+    ConfigurationError
+        If the caller's pixels and aperture cannot belong together, or are given to be ignored.
     """
+    given = {"na": na, "pixel_size_um": pixel_size_um, "wavelength_um": wavelength_um}
+    said = {name: value for name, value in given.items() if value is not None}
+    speaks = na is not None or wavelength_um is not None
+    if blind:
+        if speaks:
+            raise ConfigurationError(f"{_listed(said)} was given together with blind, which ignores it; drop either.")
+        return None
+    known = {
+        "na": na or image.numerical_aperture,
+        "pixel_size_um": pixel_size_um or image.pixel_size_um,
+        "wavelength_um": wavelength_um or image.wavelength_um,
+    }
     told = OpticalSystem.told(
-        numerical_aperture=na or image.numerical_aperture,
-        pixel_size_um=pixel_size_um or image.pixel_size_um,
-        wavelength_um=wavelength_um or image.wavelength_um,
+        numerical_aperture=known["na"],
+        pixel_size_um=known["pixel_size_um"],
+        wavelength_um=known["wavelength_um"],
         refractive_index=image.refractive_index,
     )
-    return None if told is None or blind or nearest_profile(told) is None else told
+    if told is None:
+        if speaks:
+            missing = " and ".join(name for name in ("na", "pixel_size_um") if known[name] is None)
+            raise MetadataMissing(
+                f"{_listed(said)} was given, and neither you nor the file says {missing}, without which the blur "
+                "cannot be read with it. Give aperture and pixel size, or neither."
+            )
+        return None
+    if nearest_profile(told) is None:
+        if said:
+            raise ConfigurationError(_unfit(told, said))
+        return None
+    return told
+
+
+def _unfit(told: OpticalSystem, said: dict[str, float]) -> str:
+    finest_um, coarsest_um = (share * told.wavelength_um / told.numerical_aperture for share in OWN_SAMPLING)
+    source = {name: "" if name in said else " (from the file)" for name in ("na", "pixel_size_um")}
+    return (
+        f"na={told.numerical_aperture:g}{source['na']} and pixel_size_um={told.pixel_size_um:g}"
+        f"{source['pixel_size_um']} do not fit together: at {told.wavelength_um:g} um, pixels of {finest_um:.2g} to "
+        f"{coarsest_um:.2g} um are expected. Pixel size is meant in the specimen: the camera's over the magnification."
+    )
+
+
+def _listed(said: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in said.items())
 
 
 class TileReport(BaseModel):

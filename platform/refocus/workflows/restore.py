@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ class OpticsOptions:
     Parameters
     ----------
     na, pixel_size_um, wavelength_um : float or None
-        Where the files do not say them.
+        Where they are said they win over what files say.
     blind : bool
-        Ignore what is said of the optics, by files as well.
+        Ignore what files say of the optics.
     """
 
     na: float | None = None
@@ -166,6 +166,9 @@ def _in_process(options: Options) -> RestoreFile:
     def restore(before: Path, after: Path) -> str:
         try:
             image = decode(before.read_bytes(), OWN_MACHINE)
+            optics = optics_of(image, **options.told)
+            if options.pixel_size_um is not None:
+                image = replace(image, pixel_size_um=options.pixel_size_um)
             container = output_container(image, _CONTAINERS[after.suffix.lower()])
             answer = restorer.restore(
                 RestoreRequest(
@@ -173,7 +176,7 @@ def _in_process(options: Options) -> RestoreFile:
                     model=options.model,
                     modality=options.modality,
                     uncertainty=options.uncertainty,
-                    optics=optics_of(image, **options.told),
+                    optics=optics,
                 )
             )
             data = encode_answer(image, answer, container)

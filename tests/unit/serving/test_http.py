@@ -280,9 +280,24 @@ def test_told_optics_reach_the_model_and_are_said_back(new_store, config):
     # What the caller says wins, the file fills in the rest, and green light is assumed.
     said = client.post("/v1/refocus?na=1.4", content=ome).headers[headers.OPTICS]
     assert said == "na=1.4; wavelength_um=0.55; pixel_size_um=0.2"
-    # Told to ignore it, or with pixels that no such objective has.
-    for query in ("na=1.4&blind=true", "na=1.4&pixel_size_um=20"):
-        assert headers.OPTICS not in client.post(f"/v1/refocus?{query}", content=ome).headers
+    assert headers.OPTICS not in client.post("/v1/refocus?blind=true", content=ome).headers
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("na=0.45", "neither you nor the file says pixel_size_um"),
+        ("wavelength_um=0.6", "neither you nor the file says na and pixel_size_um"),
+        ("na=0.75&pixel_size_um=20", "at 0.55 um, pixels of 0.066 to 0.88 um are expected"),
+        ("na=0.75&pixel_size_um=0.325&blind=true", "blind, which ignores it"),
+    ],
+)
+def test_optics_that_a_caller_gives_are_used_or_refused(service, grey, query, words):
+    client, _ = service
+    for route in ("/v1/refocus", "/v1/focus"):
+        said = problem(client.post(f"{route}?{query}", content=tiff(grey)))
+        assert said["status"] == 422
+        assert words in said["detail"]
 
 
 def test_docs_models_and_metrics_answer(service, grey):

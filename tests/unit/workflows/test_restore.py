@@ -9,7 +9,15 @@ import pytest
 import tifffile
 from rich.console import Console
 
-from refocus.errors import ConfigurationError, InputError, ModelUnfit, RefocusError, RequestRefused, ServiceFailed
+from refocus.errors import (
+    ConfigurationError,
+    InputError,
+    MetadataMissing,
+    ModelUnfit,
+    RefocusError,
+    RequestRefused,
+    ServiceFailed,
+)
 from refocus.io.writers import write_ome_tiff
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import restore
@@ -96,4 +104,11 @@ def test_images_that_would_overwrite_one_another_are_refused_before_anything_is_
     target = folder.parent / "out"
     with pytest.raises(ConfigurationError, match=r"a\.png: .*a\.jpeg, .*a\.jpg, .*a\.png"):
         restore_files(folder, target, Options(url="http://service", overwrite=True), Console(quiet=True))
+
+
+def test_an_aperture_without_a_pixel_size_is_refused_with_what_is_missing(blurred: np.ndarray, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.tif", tmp_path / "out.tif"
+    tifffile.imwrite(source, blurred)
+    with pytest.raises(MetadataMissing, match=r"in\.tif: na=0\.45 was given.* says pixel_size_um"):
+        restore_files(source, target, Options(model="fluorescence", na=0.45), Console(quiet=True))
     assert not target.exists()
