@@ -41,6 +41,12 @@ class Refocused:
         Of the image that is further out of focus than the model was trained for.
     half_width : ndarray or None
         Of the 90% interval, where it was asked for; dtype of the image.
+    calibrated : bool or None
+        Whether that interval was calibrated on measured errors; None where it was not asked for.
+    optics : mapping or None
+        What the blur was read with (``na``, ``wavelength_um``, ``pixel_size_um``); None where nobody told.
+    defocus_um : float or None
+        Estimated distance from focus, unsigned, where `optics` are known.
     timings_ms : mapping
         The service's own: decode, queue, model, encode.
     correlation_id : str
@@ -51,6 +57,9 @@ class Refocused:
     digest: str
     out_of_range_share: float
     half_width: npt.NDArray[Any] | None
+    calibrated: bool | None
+    optics: Mapping[str, float] | None
+    defocus_um: float | None
     timings_ms: Mapping[str, float]
     correlation_id: str
 
@@ -170,6 +179,9 @@ class Client:
             digest=said.get(headers.MODEL_DIGEST, ""),
             out_of_range_share=float(said.get(headers.OUT_OF_RANGE, 0.0)),
             half_width=half_width,
+            calibrated=headers.parse_calibrated(said.get(headers.INTERVAL_SCALE, "")),
+            optics=headers.parse_optics(said.get(headers.OPTICS, "")),
+            defocus_um=float(said[headers.DEFOCUS_UM]) if headers.DEFOCUS_UM in said else None,
             timings_ms=headers.parse_server_timing(said.get(headers.SERVER_TIMING, "")),
             correlation_id=said.get(headers.CORRELATION_ID, ""),
         )

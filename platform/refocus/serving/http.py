@@ -150,7 +150,9 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
                 optics.numerical_aperture, optics.wavelength_um, optics.pixel_size_um
             )
         if answer.half_width is not None:
-            said[headers.INTERVAL_SCALE] = f"level=0.9; calibrated={'true' if answer.calibrated else 'false'}"
+            said[headers.INTERVAL_SCALE] = headers.format_interval(
+                calibrated=answer.calibrated, planes=len(answer.planes)
+            )
         return Response(body, media_type=MEDIA_TYPES[container], headers=said)
 
     @app.post("/v1/focus", dependencies=strict, **FOCUS_DOCS)

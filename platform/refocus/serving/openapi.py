@@ -61,7 +61,7 @@ _SAID = {
         (headers.OUT_OF_RANGE, "Share of the image that is further out of focus than the model was trained for"),
         (headers.DEFOCUS_UM, "Estimated distance from focus, unsigned, where pixel size and aperture are known"),
         (headers.OPTICS, "Objective, light and pixels that the blur was read with, where they were told"),
-        (headers.INTERVAL_SCALE, "Level and calibration of the half widths, where they were asked for"),
+        (headers.INTERVAL_SCALE, "Level, calibration and pages of the half widths, where they were asked for"),
         (headers.SERVER_TIMING, "Milliseconds for decode, queue, model and encode"),
         (headers.CORRELATION_ID, "What the service's log knows this request by"),
     )

@@ -66,6 +66,20 @@ def test_arrays_come_back_in_their_own_shape_and_type(shape, dtype):
 def test_what_the_service_says_is_read():
     answer = client(Answers(echo)).refocus_detailed(GREY)
     assert (answer.digest, answer.out_of_range_share) == ("d" * 64, 0.25)
+    assert (answer.optics, answer.defocus_um, answer.calibrated) == (None, None, None)
+
+
+def test_what_the_blur_was_read_with_and_how_far_it_reaches_are_read():
+    def told(request: httpx.Request) -> httpx.Response:
+        answer = echo(request)
+        answer.headers[headers.OPTICS] = headers.format_optics(0.75, 0.55, 0.325)
+        answer.headers[headers.DEFOCUS_UM] = "3.25"
+        answer.headers[headers.INTERVAL_SCALE] = headers.format_interval(calibrated=True, planes=1)
+        return answer
+
+    answer = client(Answers(told)).refocus_detailed(GREY)
+    assert answer.optics == {"na": 0.75, "wavelength_um": 0.55, "pixel_size_um": 0.325}
+    assert (answer.defocus_um, answer.calibrated) == (3.25, True)
 
 
 def test_options_travel_as_a_query():

@@ -116,7 +116,7 @@ def test_uncertainty_appends_the_half_widths(service, grey):
     pages = tifffile.imread(io.BytesIO(response.content))
     assert pages.shape == (2, *grey.shape)
     # The tiny network was never calibrated, and the answer admits it.
-    assert response.headers[headers.INTERVAL_SCALE] == "level=0.9; calibrated=false"
+    assert response.headers[headers.INTERVAL_SCALE] == "level=0.9; calibrated=false; planes=1-1; half_widths=2-2"
     assert (
         problem(client.post("/v1/refocus?uncertainty=true", content=tiff(grey), headers={"Accept": "image/png"}))[
             "status"
