@@ -26,6 +26,8 @@ _KINDS = {
 _GREY = (0, 1)
 _RGB = (2, 6)
 _PALETTE = 3
+# TIFF 6.0, ExtraSamples: associated and unassociated.
+_OPACITY = ((1,), (2,))
 _RESOLUTION_TAGS = frozenset({282, 283, 296})
 _MAX_TAG_BYTES = 16 * 2**20
 
@@ -94,6 +96,11 @@ def _check_kind(page: Directory) -> None:
         )
     color = page.photometric in _RGB and page.samples in (3, 4)
     grey = page.photometric in _GREY and page.samples in (1, 2)
+    if grey and page.samples == 2 and page.extra_samples[:1] not in _OPACITY:
+        raise UnsupportedImage(
+            f"Page {page.index} of the TIFF has 2 grey samples a pixel, and ExtraSamples does not call the second "
+            "opacity (1 or 2), so it may be a channel. Send channels as pages."
+        )
     if not (color or grey):
         raise UnsupportedImage(
             f"Page {page.index} of the TIFF has photometric interpretation {page.photometric} with {page.samples} "

@@ -73,6 +73,21 @@ def test_alpha_is_carried_along_untouched(rgb8):
         np.testing.assert_array_equal(imagecodecs.imread(encode(image)), rgba)
 
 
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_a_second_grey_sample_is_carried_along_where_it_is_opacity(grey16, kind):
+    pair = np.stack([grey16, grey16[::-1]], axis=2)
+    image = decode(tiff_bytes(pair, photometric="minisblack", planarconfig="contig", extrasamples=[kind]))
+    np.testing.assert_array_equal(image.planes[0], grey16)
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(encode(image))), pair)
+
+
+def test_a_second_grey_sample_that_nobody_calls_opacity_is_refused(grey16):
+    pair = np.stack([grey16, grey16[::-1]], axis=2)
+    for extra in ({"extrasamples": ["unspecified"]}, {}):
+        with pytest.raises(UnsupportedImage, match=r"may be a channel.*channels as pages"):
+            decode(tiff_bytes(pair, photometric="minisblack", planarconfig="contig", **extra))
+
+
 def test_planar_colour_is_read_as_colour(rgb8):
     body = tiff_bytes(np.moveaxis(rgb8, 2, 0).copy(), photometric="rgb", planarconfig="separate")
     np.testing.assert_array_equal(decode(body).planes[0], rgb8)
