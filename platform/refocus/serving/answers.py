@@ -21,8 +21,9 @@ def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container)
     if answer.half_width is not None:
         widths = answer.half_width
         if planes.dtype.kind in "ui":
-            # Rounded up: an interval must not shrink on its way.
-            widths = np.ceil(widths).clip(0, np.iinfo(planes.dtype).max)
+            # Rounded up: an interval must not shrink on its way. Single precision does not hold the largest 32-bit
+            # integers, and what lies above them comes out of the cast as a negative number, or zero.
+            widths = np.ceil(widths, dtype=np.float64).clip(0, np.iinfo(planes.dtype).max)
         planes = np.concatenate([planes, widths.astype(planes.dtype)])
         # OME-XML and ImageJ's lines count pages; twice as many would contradict them.
         description = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -19,6 +20,9 @@ MEDIA_TYPES: dict[Container, str] = {"tiff": "image/tiff", "png": "image/png", "
 
 #: Pixel types that go in and come back.
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+#: Of floats: a decimal power inside the ends of single precision, so that sums and differences stay inside too.
+LARGEST_VALUE, SMALLEST_RANGE = 1e37, 1e-37
 
 
 class ImageLimits(BaseModel):
@@ -161,6 +165,20 @@ def check_dtype(dtype: np.dtype) -> None:
     if dtype.name not in DTYPES:
         raise UnsupportedImage(
             f"Pixels are {dtype.name}; expected {', '.join(DTYPES)}. Convert the image, keeping its intensity scale."
+        )
+
+
+def check_values(planes: npt.NDArray[Any]) -> None:
+    """Raise `UnsupportedImage` unless floats are finite and keep clear of the ends of single precision's range."""
+    if planes.dtype.kind != "f":
+        return
+    lowest, highest = float(planes.min()), float(planes.max())
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise UnsupportedImage("The image holds values that are NaN or infinite; replace them first.")
+    if max(-lowest, highest) > LARGEST_VALUE or 0 < highest - lowest < SMALLEST_RANGE:
+        raise UnsupportedImage(
+            f"The image's values go from {lowest:g} to {highest:g}; they are computed in single precision, which needs "
+            f"them within +-{LARGEST_VALUE:g} and spread over {SMALLEST_RANGE:g} or more. Multiply them by a constant."
         )
 
 

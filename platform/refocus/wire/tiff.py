@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 
 from refocus.errors import UnreadableImage, UnsupportedImage
-from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage
+from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage, check_values
 from refocus.wire.ome import is_ome, length_said_um, number_said
 from refocus.wire.provenance import described
 from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
@@ -53,8 +53,7 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "save it as an ordinary TIFF stack."
         )
     planes, alpha = _read(body, header)
-    if planes.dtype.kind == "f" and not bool(np.isfinite(planes).all()):
-        raise UnsupportedImage("The image holds values that are NaN or infinite; replace them first.")
+    check_values(planes)
     ome = description if is_ome(description) else ""
     return WireImage(
         planes,

@@ -146,6 +146,15 @@ def test_values_that_are_no_numbers_are_refused():
         decode(tiff_bytes(pixels))
 
 
+@pytest.mark.parametrize("top", [3e38, 1e300, 1e-100])
+def test_values_beyond_single_precision_are_refused_and_others_are_not(top):
+    ramp = np.linspace(-1, 1, 64).reshape(8, 8)
+    with pytest.raises(UnsupportedImage, match=r"single precision.*Multiply"):
+        decode(tiff_bytes(ramp * top))
+    for scale in (1e36, 1e-36, 0.0):
+        assert decode(tiff_bytes((ramp * scale).astype(np.float32))).planes.shape == (1, 8, 8)
+
+
 def test_what_is_no_image_is_called_so():
     for body in (b"", b"hello, I am text named .tif", b"%PDF-1.7", b"\0" * 100):
         with pytest.raises(UnreadableImage, match="expected"):
