@@ -9,12 +9,13 @@ import numpy as np
 from refocus.serving.requests import RestoreAnswer
 from refocus.wire.codec import encode
 from refocus.wire.image import Container, Provenance, WireImage
+from refocus.wire.provenance import counts_pages
 
 
 def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container) -> bytes:
     """Return the restored planes in the shape, type and metadata of `image`, with the model that made them.
 
-    Half widths of the interval, where there are any, follow as further planes.
+    Half widths of the interval, where there are any, follow as further planes, and the description says so.
     """
     provenance = Provenance(answer.model, answer.digest, {"out_of_range_share": f"{answer.out_of_range_share:.4f}"})
     planes, description = answer.planes, image.description
@@ -24,10 +25,16 @@ def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container)
             # Rounded up: an interval must not shrink on its way. Single precision does not hold the largest 32-bit
             # integers, and what lies above them comes out of the cast as a negative number, or zero.
             widths = np.ceil(widths, dtype=np.float64).clip(0, np.iinfo(planes.dtype).max)
+        layout = _layout(len(planes))
         planes = np.concatenate([planes, widths.astype(planes.dtype)])
-        # OME-XML and ImageJ's lines count pages; twice as many would contradict them.
-        description = ""
+        # OME-XML, ImageJ's lines and tifffile's JSON count pages; twice as many would contradict them.
+        description = layout if counts_pages(description) else "\n".join([*description.splitlines(), layout])
     alpha = image.alpha
     if alpha is not None and len(planes) != len(alpha):
         alpha = np.concatenate([alpha, alpha])
     return encode(replace(image, planes=planes, description=description, alpha=alpha), container, provenance)
+
+
+def _layout(planes: int) -> str:
+    first = "Page 1: in focus; page 2:" if planes == 1 else f"Pages 1-{planes}: in focus; {planes + 1}-{2 * planes}:"
+    return f"{first} half widths of the 90% interval, in the image's units"

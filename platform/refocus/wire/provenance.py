@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from refocus.wire.image import Provenance
 
 _OME_2016 = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+_OME_ROOT = re.compile(r"<(\w+:)?OME\b")
 _OURS = re.compile(r"\s*<(\w+:)?MapAnnotation ID=\"Annotation:Refocus\".*?</(\w+:)?MapAnnotation>", re.DOTALL)
 
 
@@ -20,19 +22,36 @@ def described(description: str, provenance: Provenance | None) -> str:
     if provenance is None:
         return description
     facts = provenance.items()
-    if re.search(r"<(\w+:)?OME\b", description):
+    if _OME_ROOT.search(description):
         return _in_ome_xml(description, facts)
     if description.startswith("ImageJ="):
         kept = [line for line in description.splitlines() if not line.startswith("refocus_")]
         return "\n".join([*kept, *(f"refocus_{key}={_ascii(value)}" for key, value in facts.items())]) + "\n"
-    try:
-        shaped = json.loads(description)
-    except ValueError:
-        shaped = None
-    if isinstance(shaped, dict):
+    shaped = _mapping_in(description)
+    if shaped is not None:
         return json.dumps({**shaped, "refocus": facts})
     line = "Refocus: " + "; ".join(f"{key}={value}" for key, value in facts.items())
     return "\n".join([*(old for old in description.splitlines() if not old.startswith("Refocus: ")), line])
+
+
+def counts_pages(description: str) -> bool:
+    """Whether a description says how many pages there are, as OME-XML, ImageJ's lines and tifffile's JSON do.
+
+    Examples
+    --------
+    >>> counts_pages('{"shape": [2, 64, 64]}'), counts_pages("slide 7")
+    (True, False)
+    """
+    is_ome_or_imagej = _OME_ROOT.search(description) or description.startswith("ImageJ=")
+    return bool(is_ome_or_imagej) or _mapping_in(description) is not None
+
+
+def _mapping_in(description: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(description)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _ascii(value: str) -> str:
@@ -40,7 +59,7 @@ def _ascii(value: str) -> str:
 
 
 def _in_ome_xml(xml: str, facts: dict[str, str]) -> str:
-    root = re.search(r"<(\w+:)?OME\b", xml)
+    root = _OME_ROOT.search(xml)
     assert root is not None
     prefix = root[1] or ""
     if _OME_2016 not in xml:

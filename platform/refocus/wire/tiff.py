@@ -212,10 +212,12 @@ def _resolution(image: WireImage, byteorder: str) -> dict[str, Any]:
     if len(raw.get(282, b"")) == len(raw.get(283, b"")) == 8:
         x, y = (tuple(np.frombuffer(raw[code], byteorder + "u4").tolist()) for code in (282, 283))
         unit = int(np.frombuffer(raw[296][:2], byteorder + "u2")[0]) if len(raw.get(296, b"")) >= 2 else 2
+        # A bare ratio says nothing where the size is known; ImageJ's is in the unit of its description.
+        in_words = image.description.startswith("ImageJ=")
+        says_size = unit in (2, 3) or (unit == 1 and (image.pixel_size_um is None or in_words))
         # Nonsense that was not asked for need not come back.
-        if unit in (1, 2, 3) and all(x) and all(y):
+        if says_size and all(x) and all(y):
             return {"resolution": (x, y), "resolutionunit": unit}
-        return {}
     if image.pixel_size_um is None:
         return {}
     per_cm = 1e4 / image.pixel_size_um

@@ -10,6 +10,7 @@ import tifffile
 
 from refocus.serving.answers import encode_answer
 from refocus.serving.requests import RestoreAnswer
+from refocus.wire.codec import decode
 from refocus.wire.image import WireImage
 
 
@@ -32,3 +33,36 @@ def test_half_widths_above_the_largest_integer_are_the_largest_integer(dtype):
     pages = tifffile.imread(io.BytesIO(encode_answer(WireImage(planes), answer_of(planes, widths), "tiff")))
     assert pages.dtype == planes.dtype
     assert (pages[1] == np.iinfo(dtype).max).all()
+
+
+def pages_with_widths(**options) -> tifffile.TiffFile:
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, np.zeros((2, 8, 8), np.uint16), **options)
+    image = decode(sink.getvalue())
+    body = encode_answer(image, answer_of(image.planes, np.ones(image.planes.shape, np.float32)), "tiff")
+    assert decode(body).pixel_size_um == pytest.approx(0.25)
+    return tifffile.TiffFile(io.BytesIO(body))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"imagej": True, "resolution": (4.0, 4.0), "metadata": {"axes": "ZYX", "unit": "um"}},
+        {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm"}},
+        {"metadata": {"axes": "ZYX"}, "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"},
+    ],
+    ids=["imagej", "ome", "shaped"],
+)
+def test_pixel_sizes_outlive_a_description_that_counts_pages(options):
+    with pages_with_widths(**options) as file:
+        assert len(file.pages) == 4
+        assert file.pages[0].description.splitlines()[0] == (
+            "Pages 1-2: in focus; 3-4: half widths of the 90% interval, in the image's units"
+        )
+
+
+def test_words_of_the_file_stay_before_those_on_the_pages():
+    options = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER", "metadata": None}
+    with pages_with_widths(description="slide 7", **options) as file:
+        first, second, third = file.pages[0].description.splitlines()
+    assert (first, second[:9], third[:8]) == ("slide 7", "Pages 1-2", "Refocus:")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import imagecodecs
 import numpy as np
@@ -88,6 +89,13 @@ def test_resolution_tags_and_free_text_come_back(rgb8):
         assert page.tags["Software"].value == "MicroManager"
         assert page.tags["DateTime"].value == "2026:01:02 03:04:05"
         assert page.description == "slide 7\nRefocus: model=deep_r; digest=sha256:abc; note=a < b"
+
+
+def test_a_pixel_size_is_written_where_the_resolution_has_no_unit(grey16):
+    image = decode(tiff_bytes(grey16))
+    assert image.pixel_size_um is None
+    told = encode(replace(image, pixel_size_um=0.25), None, PROVENANCE)
+    assert decode(told).pixel_size_um == pytest.approx(0.25)
 
 
 def test_screen_resolutions_are_no_pixel_size(rgb8):
