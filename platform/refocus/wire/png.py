@@ -54,7 +54,7 @@ def decode_png(body: bytes, limits: ImageLimits) -> WireImage:
     return WireImage(
         np.ascontiguousarray(color)[None] if color.shape[2] == 3 else np.ascontiguousarray(color[None, :, :, 0]),
         container="png",
-        pixel_size_um=_pixel_size_from_phys(kept),
+        pixel_size_um=pixel_size_from_phys(kept),
         alpha=np.ascontiguousarray(pixels[None, :, :, -1]) if samples in (2, 4) else None,
         chunks=kept,
     )
@@ -158,7 +158,8 @@ def _check_scanlines(header: _Header, pieces: list[memoryview]) -> None:
         position += rows * row_bytes
 
 
-def _pixel_size_from_phys(chunks: tuple[tuple[bytes, bytes], ...]) -> float | None:
+def pixel_size_from_phys(chunks: tuple[tuple[bytes, bytes], ...]) -> float | None:
+    """Return the pixel size in um that a pHYs chunk says, None where it speaks of a screen."""
     for name, data in chunks:
         if name == b"pHYs" and len(data) == 9:
             per_metre, _, unit = struct.unpack(">IIB", data)
