@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -14,56 +14,16 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from refocus.client.answers import Refocused, document, image_body, refocused
 from refocus.client.retry import RetryPolicy, error_for, pause_before
 from refocus.errors import ConfigurationError, ServiceFailed, UnsupportedImage
 from refocus.wire import headers
-from refocus.wire.codec import decode, encode, from_array, sniff
+from refocus.wire.codec import encode, from_array, sniff
 from refocus.wire.files import write_whole
-from refocus.wire.image import MEDIA_TYPES, ImageLimits
+from refocus.wire.image import MEDIA_TYPES, Container
 
-# What comes back was asked for: the limits guard against garbage, not against size.
-_ANSWER_LIMITS = ImageLimits(max_body_bytes=2**34, max_pixels=2**32, max_pages=2**16, max_decoded_bytes=2**34)
-
+_WRITTEN: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
 OnOutOfRange = Literal["mark", "keep", "fail"]
-
-
-@dataclass(frozen=True, slots=True)
-class Refocused:
-    """An image that came back.
-
-    Parameters
-    ----------
-    pixels : ndarray
-        Shape and dtype of what was sent.
-    model, digest : str
-        What made it.
-    out_of_range_share : float
-        Of the image that is further out of focus than the model was trained for.
-    half_width : ndarray or None
-        Of the 90% interval, where it was asked for; dtype of the image.
-    calibrated : bool or None
-        Whether that interval was calibrated on measured errors; None where it was not asked for.
-    optics : mapping or None
-        What the blur was read with (``na``, ``wavelength_um``, ``pixel_size_um``); None where nobody told.
-    defocus_um : float or None
-        Estimated distance from focus, unsigned, where `optics` are known.
-    timings_ms : mapping
-        The service's own: decode, queue, model, encode.
-    correlation_id : str
-    """
-
-    pixels: npt.NDArray[Any]
-    model: str
-    digest: str
-    out_of_range_share: float
-    half_width: npt.NDArray[Any] | None
-    calibrated: bool | None
-    optics: Mapping[str, float] | None
-    defocus_um: float | None
-    timings_ms: Mapping[str, float]
-    correlation_id: str
-
-
 FocusResult = Mapping[str, Any]
 
 
@@ -75,7 +35,7 @@ class Client:
     url : str
         Such as ``http://127.0.0.1:8000``.
     timeout_s : float
-        Of one attempt, from the last byte sent to the first received.
+        Of one attempt, from the last byte sent to the first received; the service itself gives up after 120.
     retries : int
         How often a request is made again where the service is busy, restarting, or the connection broke. Restoring
         changes nothing, so making a request twice does no harm.
@@ -103,6 +63,9 @@ class Client:
         if not url.startswith(("http://", "https://")):
             raise ConfigurationError(f"{url!r} is no address; expected http://HOST:PORT or https://HOST.")
         self._policy = RetryPolicy(retries=retries, patience_s=patience_s)
+        if not 0 < timeout_s < math.inf:
+            raise ConfigurationError(f"timeout_s is {timeout_s}; expected seconds above 0.")
+        self._timeout_s = timeout_s
         timeout = httpx.Timeout(timeout_s, connect=min(10.0, timeout_s))
         # Localhost and lab servers are not reached through a proxy that the environment may name for the web.
         self._http = httpx.Client(
@@ -128,6 +91,8 @@ class Client:
         RequestRefused, ServiceBusy, ServiceFailed
         UnsupportedImage
             If the array is no image that is restored.
+        ConfigurationError
+            If the pixel size is no length, or this client was closed.
         """
         return self.refocus_detailed(image, pixel_size_um=pixel_size_um, **options).pixels
 
@@ -155,36 +120,13 @@ class Client:
         uncertainty : bool
         on_out_of_range : {'mark', 'keep', 'fail'}
         """
-        image = np.asarray(image)
+        image = _native(image)
         body = encode(from_array(image, pixel_size_um=pixel_size_um), "tiff")
         query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
                  "wavelength_um": wavelength_um, "uncertainty": uncertainty or None,
                  "on_out_of_range": _unless(on_out_of_range, "mark")}  # fmt: skip
         response = self._post("/v1/refocus", body, query, accept="image/tiff", content_type="image/tiff")
-        planes = decode(response.content, _ANSWER_LIMITS).planes
-        half_width = None
-        if uncertainty:
-            middle = len(planes) // 2
-            planes, half_width = planes[:middle], planes[middle:].reshape(image.shape)
-        if planes.size != image.size or planes.dtype != image.dtype:
-            raise ServiceFailed(
-                f"{planes.shape} of {planes.dtype} came back for {image.shape} of {image.dtype}; is this a Refocus "
-                "service of this version?",
-                status=response.status_code,
-            )
-        said = response.headers
-        return Refocused(
-            pixels=planes.reshape(image.shape),
-            model=said.get(headers.MODEL, ""),
-            digest=said.get(headers.MODEL_DIGEST, ""),
-            out_of_range_share=float(said.get(headers.OUT_OF_RANGE, 0.0)),
-            half_width=half_width,
-            calibrated=headers.parse_calibrated(said.get(headers.INTERVAL_SCALE, "")),
-            optics=headers.parse_optics(said.get(headers.OPTICS, "")),
-            defocus_um=float(said[headers.DEFOCUS_UM]) if headers.DEFOCUS_UM in said else None,
-            timings_ms=headers.parse_server_timing(said.get(headers.SERVER_TIMING, "")),
-            correlation_id=said.get(headers.CORRELATION_ID, ""),
-        )
+        return refocused(response, image, uncertainty=uncertainty)
 
     def refocus_file(
         self,
@@ -219,19 +161,24 @@ class Client:
             If `source` is no image.
         UnsupportedImage
             If `target` is of a format that is not written.
+        ConfigurationError
+            If its folder is not there.
         RequestRefused, ServiceBusy, ServiceFailed
         """
         source, target = Path(source), Path(target)
-        accept = {".tif": "image/tiff", ".tiff": "image/tiff", ".png": "image/png"}.get(target.suffix.lower())
-        if accept is None:
+        container = _WRITTEN.get(target.suffix.lower())
+        if container is None:
             raise UnsupportedImage(f"{target} would be no image that is written; expected .tif, .tiff or .png.")
+        if not target.parent.is_dir():
+            raise ConfigurationError(f"{target.parent} is no folder; make it first, the answer goes there.")
         query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
                  "wavelength_um": wavelength_um, "blind": blind or None, "uncertainty": uncertainty or None,
                  "on_out_of_range": _unless(on_out_of_range, "mark")}  # fmt: skip
         body = source.read_bytes()
-        response = self._post("/v1/refocus", body, query, accept=accept, content_type=MEDIA_TYPES[sniff(body)])
-        write_whole(target, response.content)
-        return response.headers.get(headers.MODEL_DIGEST, "")
+        media = MEDIA_TYPES[sniff(body)]
+        response = self._post("/v1/refocus", body, query, accept=MEDIA_TYPES[container], content_type=media)
+        write_whole(target, image_body(response, container))
+        return response.headers[headers.MODEL_DIGEST]
 
     def focus(
         self,
@@ -251,21 +198,19 @@ class Client:
         ------
         RequestRefused, ServiceBusy, ServiceFailed
         """
-        body = encode(from_array(np.asarray(image), pixel_size_um=pixel_size_um), "tiff")
+        body = encode(from_array(_native(image), pixel_size_um=pixel_size_um), "tiff")
         query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
                  "wavelength_um": wavelength_um}  # fmt: skip
-        return self._post("/v1/focus", body, query, accept="application/json", content_type="image/tiff").json()
+        response = self._post("/v1/focus", body, query, accept="application/json", content_type="image/tiff")
+        return document(response, dict)
 
     def models(self) -> list[dict[str, Any]]:
         """Return the models that serve."""
-        return self._get("/v1/models").json()
+        return document(self._get("/v1/models"), list)
 
     def ready(self) -> bool:
-        """Return whether the service can restore images now; False also where nothing answers."""
-        try:
-            return self._http.get("/readyz", timeout=15.0).status_code == 200
-        except httpx.TransportError:
-            return False
+        """Return whether the service can restore images now; False also where nothing answers, or something else."""
+        return self._not_ready() is None
 
     def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Return as soon as the service can restore images.
@@ -276,15 +221,11 @@ class Client:
             If it cannot within `timeout_s`; the message holds what it last said.
         """
         deadline = time.monotonic() + timeout_s
-        said = "nothing answers"
+        said: str | None = "nothing answers"
         while time.monotonic() < deadline:
-            try:
-                response = self._http.get("/readyz", timeout=15.0)
-                if response.status_code == 200:
-                    return
-                said = response.text[:500]
-            except httpx.TransportError as error:
-                said = str(error) or type(error).__name__
+            said = self._not_ready()
+            if said is None:
+                return
             time.sleep(0.25)
         raise ServiceFailed(f"{self._http.base_url} is not ready after {timeout_s:g} s: {said}")
 
@@ -300,6 +241,20 @@ class Client:
     ) -> None:
         self.close()
 
+    def _not_ready(self) -> str | None:
+        """Say what the service lacks, or what answers in its place; None where it is ready."""
+        self._check_open()
+        try:
+            response = self._http.get("/readyz", timeout=15.0)
+            ready = response.status_code == 200 and document(response, dict).get("ready") is True
+        except (httpx.TransportError, ServiceFailed) as error:
+            return str(error) or type(error).__name__
+        return None if ready else response.text[:500]
+
+    def _check_open(self) -> None:
+        if self._http.is_closed:
+            raise ConfigurationError("This client was closed; make another, or ask inside its `with` block.")
+
     def _get(self, path: str) -> httpx.Response:
         return self._insist(lambda extra: self._http.get(path, headers=extra))
 
@@ -311,6 +266,7 @@ class Client:
         return self._insist(lambda extra: self._http.post(path, content=body, params=asked, headers={**given, **extra}))
 
     def _insist(self, attempt: Callable[[dict[str, str]], httpx.Response]) -> httpx.Response:
+        self._check_open()
         # One id for all attempts: the service's log shows them as one request.
         correlation_id = uuid.uuid4().hex
         started = time.monotonic()
@@ -326,9 +282,17 @@ class Client:
             pause_s = pause_before(number, response, self._policy)
             late = time.monotonic() - started + (pause_s or 0.0) > self._policy.patience_s
             if pause_s is None or number == self._policy.retries or late:
-                raise error_for(response, lost, str(self._http.base_url), correlation_id) from lost
+                raise error_for(
+                    response, lost, str(self._http.base_url), correlation_id, timeout_s=self._timeout_s
+                ) from lost
             time.sleep(pause_s)
         raise AssertionError("unreachable")
+
+
+def _native(image: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return an array in this machine's byte order: what comes back is in no other."""
+    pixels = np.asarray(image)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def _unless(value: str, usual: str) -> str | None:

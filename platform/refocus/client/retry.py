@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import httpx
 from pydantic import ValidationError
 
-from refocus.errors import RequestRefused, ServiceBusy, ServiceError, ServiceFailed
+from refocus.errors import ConfigurationError, RequestRefused, ServiceBusy, ServiceError, ServiceFailed
 from refocus.wire import headers
 from refocus.wire.problem import Problem
 
@@ -24,6 +24,13 @@ class RetryPolicy:
     retries: int
     patience_s: float
     first_pause_s: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or not self.patience_s >= 0:
+            raise ConfigurationError(
+                f"retries is {self.retries} and patience_s {self.patience_s}; expected none below 0. retries=0 asks "
+                "once."
+            )
 
 
 def pause_before(number: int, response: httpx.Response | None, policy: RetryPolicy) -> float | None:
@@ -53,9 +60,20 @@ def retry_after_s(response: httpx.Response) -> float | None:
 
 
 def error_for(
-    response: httpx.Response | None, lost: httpx.TransportError | None, url: str, correlation_id: str
+    response: httpx.Response | None,
+    lost: httpx.TransportError | None,
+    url: str,
+    correlation_id: str,
+    *,
+    timeout_s: float,
 ) -> ServiceError:
     """Return the error for an attempt that was the last."""
+    if isinstance(lost, httpx.ReadTimeout | httpx.WriteTimeout):
+        return ServiceFailed(
+            f"{url} took the connection and did not answer within timeout_s={timeout_s:g}. Give the client a longer "
+            "timeout_s, or send smaller pieces.",
+            correlation_id=correlation_id,
+        )
     if response is None:
         return ServiceFailed(
             f"{url} does not answer ({lost or type(lost).__name__}). Is the service running, and the address right?",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refocus.errors import InputError, UnreadableImage, UnsupportedImage
+from refocus.errors import ConfigurationError, InputError, UnreadableImage, UnsupportedImage
 from refocus.wire.image import CONTAINERS, Container, ImageLimits, Provenance, WireImage
 from refocus.wire.jpeg import decode_jpeg
 from refocus.wire.png import decode_png, encode_png
@@ -98,11 +99,25 @@ def from_array(pixels: npt.NDArray[Any], *, pixel_size_um: float | None = None) 
     pixels : ndarray, of one of `refocus.wire.image.DTYPES`
         (Y, X), (Y, X, 3), (..., Y, X) or (..., Y, X, 3): a last axis of length 3 is colour.
     pixel_size_um : float or None
+
+    Raises
+    ------
+    UnsupportedImage
+        If the array is no image that is restored.
+    ConfigurationError
+        If the pixel size is no length.
     """
     pixels = np.asarray(pixels)
+    if pixel_size_um is not None and not 0 < pixel_size_um < math.inf:
+        raise ConfigurationError(f"pixel_size_um is {pixel_size_um}; expected micrometres above 0, such as 0.325.")
     if pixels.ndim < 2 or pixels.size == 0:
         raise UnsupportedImage(
             f"An array of shape {pixels.shape} is no image; expected at least rows and columns of pixels."
+        )
+    if pixels.ndim >= 3 and pixels.shape[-1] == 4:
+        raise UnsupportedImage(
+            f"An array of shape {pixels.shape} ends in an axis of 4: opacity or a fourth channel, not 4 columns. Send "
+            "RGB as image[..., :3], and channels first: np.moveaxis(image, -1, 0)."
         )
     kept = 3 if pixels.ndim >= 3 and pixels.shape[-1] == 3 else 2
     shape: Sequence[int] = pixels.shape[-kept:]

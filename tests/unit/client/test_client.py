@@ -150,9 +150,83 @@ def test_the_services_own_failure_is_not_repeated_but_a_proxys_is(pauses):
 
 
 def test_an_answer_that_is_not_the_image_is_noticed():
-    other = httpx.Response(200, content=encode(WireImage(np.zeros((1, 8, 8), np.uint16))))
-    with pytest.raises(ServiceFailed, match="this version"):
-        client(Answers(other)).refocus(GREY)
+    small = encode(WireImage(np.zeros((1, 8, 8), np.uint16)))
+    named = {headers.MODEL_DIGEST: "d" * 64}
+    for body, said, words in (
+        (small, named, r"\(1, 8, 8\) of uint16 for \(30, 40\)"),
+        (small[:-50], named, "cannot be read"),
+        (small, {}, "without X-Refocus-Model-Digest"),
+        (encode(WireImage(GREY[None]), "png"), named, "a PNG where a TIFF was asked for"),
+        (small, {**named, headers.OUT_OF_RANGE: "much"}, "cannot be read"),
+    ):
+        for uncertainty in (False, True):
+            with pytest.raises(ServiceFailed, match=words):
+                client(Answers(httpx.Response(200, content=body, headers=said))).refocus_detailed(
+                    GREY, uncertainty=uncertainty
+                )
+
+
+def test_a_login_page_is_no_answer_whatever_was_asked(tmp_path):
+    page = httpx.Response(200, html="<html>Log in</html>")
+    (tmp_path / "in.tif").write_bytes(encode(WireImage(GREY[None])))
+    asking = client(Answers(page))
+    for ask in (
+        lambda: asking.refocus(GREY),
+        lambda: asking.focus(GREY),
+        asking.models,
+        lambda: asking.refocus_file(tmp_path / "in.tif", tmp_path / "out.tif"),
+        lambda: asking.wait_until_ready(0.01),
+    ):
+        with pytest.raises(ServiceFailed, match=r"text/html.*login page"):
+            ask()
+    assert not asking.ready()
+    assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
+    with pytest.raises(ServiceFailed, match="expected list"):
+        client(Answers(httpx.Response(200, json={"models": []}))).models()
+
+
+def test_what_comes_back_can_be_written_to_and_is_in_native_byte_order():
+    def doubled(request: httpx.Request) -> httpx.Response:
+        planes = decode(request.content).planes
+        return httpx.Response(
+            200, content=encode(WireImage(np.concatenate([planes, planes]))), headers={headers.MODEL_DIGEST: "d" * 64}
+        )
+
+    for image in (GREY, GREY.astype(">u2"), GREY.astype(">f8")):
+        answer = client(Answers(doubled)).refocus_detailed(image, uncertainty=True)
+        for part in (answer.pixels, answer.half_width):
+            np.testing.assert_array_equal(part, image)
+            assert part.dtype == image.dtype.newbyteorder("=")
+            part += 1
+        np.testing.assert_array_equal(client(Answers(echo)).refocus(image), GREY + 1)
+
+
+def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_sent(tmp_path):
+    answers = Answers(echo)
+    for size_um in (-1.0, 0.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match="pixel_size_um"):
+            client(answers).refocus(GREY, pixel_size_um=size_um)
+    for options in ({"retries": -1}, {"patience_s": float("nan")}, {"timeout_s": 0.0}):
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            client(answers, **options)
+    with pytest.raises(UnsupportedImage, match=r"axis of 4.*image\[\.\.\., :3\]"):
+        client(answers).refocus(np.zeros((30, 40, 4), np.uint8))
+    (tmp_path / "in.tif").write_bytes(encode(WireImage(GREY[None])))
+    with pytest.raises(ConfigurationError, match="is no folder"):
+        client(answers).refocus_file(tmp_path / "in.tif", tmp_path / "nowhere" / "out.tif")
+    with client(answers) as closed:
+        pass
+    for ask in (lambda: closed.refocus(GREY), closed.models, closed.ready):
+        with pytest.raises(ConfigurationError, match="was closed"):
+            ask()
+    assert answers.requests == []
+
+
+def test_a_service_that_takes_too_long_is_told_from_one_that_is_not_there(pauses):
+    with pytest.raises(ServiceFailed, match="timeout_s=7"):
+        client(Answers(httpx.ReadTimeout("timed out")), retries=0, timeout_s=7.0).refocus(GREY)
+    with pytest.raises(ServiceFailed, match="Is the service running"):
+        client(Answers(httpx.ConnectTimeout("timed out")), retries=0).refocus(GREY)
 
 
 def test_arrays_that_are_no_images_are_refused_before_they_are_sent():
@@ -176,7 +250,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 def test_addresses_are_checked_and_readiness_is_a_question():
     with pytest.raises(ConfigurationError, match="no address"):
         Client("lab:8000")
-    assert client(Answers(httpx.Response(200))).ready()
+    assert client(Answers(httpx.Response(200, json={"ready": True}))).ready()
     assert not client(Answers(problem(503))).ready()
     assert not client(Answers(httpx.ConnectError("refused"))).ready()
     with pytest.raises(ServiceFailed, match="not ready"):
