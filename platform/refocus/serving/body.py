@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
@@ -12,8 +12,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from refocus.errors import UnreadableImage
 from refocus.serving.config import ServingConfig
 from refocus.serving.status import Refusal
-from refocus.wire.codec import decode, sniff
-from refocus.wire.image import Container, WireImage
+from refocus.wire.codec import WRITTEN, can_hold, decode, output_container, sniff
+from refocus.wire.image import MEDIA_TYPES, Container, WireImage
 
 # Boundaries and headers of the parts come on top of the image.
 _MULTIPART_EXTRA_BYTES = 64 * 1024
@@ -92,8 +92,11 @@ async def _file_of(headers: Headers, pieces: list[bytes], config: ServingConfig)
     return body
 
 
-def accepted(header: str | None) -> Container | None:
-    """Return the container that an Accept header asks for, None where any will do.
+def accepted(header: str | None) -> dict[Container, tuple[float, int]]:
+    """Return the containers that an Accept header allows, each with its rank: the smallest is liked best.
+
+    For each the most special range that fits decides (RFC 9110, section 12.5.1): ``image/tiff;q=0, */*`` is any
+    but TIFF.
 
     Raises
     ------
@@ -102,10 +105,10 @@ def accepted(header: str | None) -> Container | None:
 
     Examples
     --------
-    >>> accepted("image/png"), accepted("*/*"), accepted("image/png;q=0.5, image/tiff")
-    ('png', None, 'tiff')
+    >>> accepted("image/png;q=0.5, image/tiff")
+    {'tiff': (-1.0, 1), 'png': (-0.5, 0)}
     """
-    wishes = []
+    wishes: dict[str, tuple[float, int]] = {}
     for position, entry in enumerate((header or "*/*").split(",")):
         media, *parameters = (part.strip().lower() for part in entry.split(";"))
         quality = 1.0
@@ -115,11 +118,32 @@ def accepted(header: str | None) -> Container | None:
                     quality = float(parameter[2:])
                 except ValueError:
                     quality = 0.0
-        wishes.append((-quality, position, media))
-    known: dict[str, Container | None] = {
-        "image/tiff": "tiff", "image/png": "png", "image/*": None, "*/*": None, "": None,
-    }  # fmt: skip
-    for quality, _, media in sorted(wishes):
-        if quality < 0 and media in known:
-            return known[media]
-    raise Refusal(406, "not-acceptable", f"{header!r} is asked for; image/tiff and image/png are written.")
+        wishes.setdefault(media, (-quality, position))
+    ranks: dict[Container, tuple[float, int]] = {}
+    for container in WRITTEN:
+        fits = [wishes[media] for media in (MEDIA_TYPES[container], "image/*", "*/*") if media in wishes]
+        if fits and fits[0][0] < 0:
+            ranks[container] = fits[0]
+    if not ranks:
+        raise Refusal(406, "not-acceptable", f"{header!r} is asked for; image/tiff and image/png are written.")
+    return ranks
+
+
+def chosen(image: WireImage, ranks: Mapping[Container, tuple[float, int]], *, pages: int) -> Container:
+    """Return the container that is liked best of those that can hold an answer of so many pages, its own first.
+
+    Raises
+    ------
+    Refusal
+        406 where none that is accepted can.
+    """
+    own = output_container(image)
+    for container in sorted(ranks, key=lambda each: (*ranks[each], each != own)):
+        if can_hold(container, image, pages=pages):
+            return container
+    raise Refusal(
+        406,
+        "not-acceptable",
+        f"{' and '.join(MEDIA_TYPES[each] for each in ranks)} is asked for; a PNG holds one plane of 8 or 16 bit, "
+        f"unsigned, and the answer has {pages} of {image.planes.dtype}. Accept image/tiff.",
+    )

@@ -23,7 +23,7 @@ import refocus
 from refocus.errors import ModelMissing, RefocusError, ServiceBusy
 from refocus.optics.settings import OpticalSystem
 from refocus.serving.answers import encode_answer
-from refocus.serving.body import accepted, read_image
+from refocus.serving.body import accepted, chosen, read_image
 from refocus.serving.config import ServingConfig
 from refocus.serving.metrics import Meters, ProcessMeters, RequestMetrics, access_log
 from refocus.serving.openapi import FOCUS_DOCS, REFOCUS_DOCS
@@ -48,8 +48,7 @@ from refocus.serving.requests import (
 )
 from refocus.serving.status import RETRY_AFTER_STATUSES, Refusal, problem_for
 from refocus.wire import headers
-from refocus.wire.codec import output_container
-from refocus.wire.image import MEDIA_TYPES, Container, WireImage
+from refocus.wire.image import MEDIA_TYPES, WireImage
 
 _log = logging.getLogger("refocus.serving")
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -118,12 +117,12 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
         on_out_of_range: OutOfRangeQuery = "mark",
     ) -> Response:
         """Bring an image into focus; it comes back in its own format, size and type."""
-        wanted = accepted(request.headers.get("accept"))
+        ranks = accepted(request.headers.get("accept"))
         image, stages = await _arrived(request, config)
         optics = optics_of(image, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind)
         if pixel_size_um is not None:
             image = replace(image, pixel_size_um=pixel_size_um)
-        container = _container(image, wanted, uncertainty=uncertainty)
+        container = chosen(image, ranks, pages=len(image.planes) * (2 if uncertainty else 1))
         asked = RestoreRequest(
             image.planes,
             model,
@@ -231,15 +230,6 @@ async def _restored(
     stages["queue"] = max(0.0, whole_ms - spent)
     stages["model"] = spent
     return answer
-
-
-def _container(image: WireImage, wanted: Container | None, *, uncertainty: bool) -> Container:
-    container = output_container(image, wanted if wanted or not uncertainty else "tiff")
-    if uncertainty and container == "png":
-        raise Refusal(
-            406, "not-acceptable", "A PNG holds one plane; with uncertainty there are more. Ask for image/tiff."
-        )
-    return container
 
 
 def _report(image: WireImage, answer: RestoreAnswer, optics: OpticalSystem | None) -> FocusReport:

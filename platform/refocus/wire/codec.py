@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refocus.errors import ConfigurationError, InputError, UnreadableImage, UnsupportedImage
-from refocus.wire.image import CONTAINERS, Container, ImageLimits, Provenance, WireImage
+from refocus.wire.image import Container, ImageLimits, Provenance, WireImage
 from refocus.wire.jpeg import decode_jpeg
-from refocus.wire.png import decode_png, encode_png
+from refocus.wire.png import decode_png, encode_png, png_holds
 from refocus.wire.tiff import decode_tiff, encode_tiff
 
 _SIGNATURES: tuple[tuple[bytes, Container], ...] = (
@@ -23,6 +23,10 @@ _SIGNATURES: tuple[tuple[bytes, Container], ...] = (
     (b"II+\0", "tiff"),
     (b"MM\0+", "tiff"),
 )
+
+
+#: Containers that answers come in; JPEG loses detail and is never written.
+WRITTEN: tuple[Container, ...] = ("tiff", "png")
 
 
 def sniff(body: bytes) -> Container:
@@ -83,12 +87,17 @@ def encode(image: WireImage, container: Container | None = None, provenance: Pro
 
 
 def output_container(image: WireImage, wanted: Container | None = None) -> Container:
-    """Return the container an answer takes; JPEG loses detail and is never written."""
+    """Return the container an answer takes: the one that is wanted, else the image's own (PNG for a JPEG)."""
     if wanted is None:
         wanted = "png" if image.container == "jpeg" else image.container
-    if wanted not in CONTAINERS or wanted == "jpeg":
+    if wanted not in WRITTEN:
         raise UnsupportedImage(f"{wanted!r} is not written; expected 'tiff' or 'png'.")
     return wanted
+
+
+def can_hold(container: Container, image: WireImage, *, pages: int | None = None) -> bool:
+    """Whether a container that is written holds an image without loss, if it had so many pages."""
+    return container != "png" or png_holds(image.planes.dtype, len(image.planes) if pages is None else pages)
 
 
 def from_array(pixels: npt.NDArray[Any], *, pixel_size_um: float | None = None) -> WireImage:

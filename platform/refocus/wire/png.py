@@ -169,9 +169,14 @@ def pixel_size_from_phys(chunks: tuple[tuple[bytes, bytes], ...]) -> float | Non
     return None
 
 
+def png_holds(dtype: np.dtype, planes: int) -> bool:
+    """Whether a PNG holds so many planes of such pixels: one, of 8 or 16 bit, unsigned."""
+    return planes == 1 and dtype in (np.uint8, np.uint16)
+
+
 def encode_png(image: WireImage, provenance: Provenance | None) -> bytes:
     """Return `image` as a PNG with the chunks it came with and one text chunk of provenance."""
-    if image.planes.shape[0] != 1 or image.planes.dtype not in (np.uint8, np.uint16):
+    if not png_holds(image.planes.dtype, len(image.planes)):
         raise UnsupportedImage(
             f"A PNG holds one plane of 8 or 16 bit, unsigned; the image has {image.planes.shape[0]} planes of "
             f"{image.planes.dtype}. Ask for image/tiff."

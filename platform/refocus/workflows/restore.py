@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from refocus.errors import ConfigurationError, InputError, ModelUnfit, RefocusError, RequestRefused
+from refocus.errors import ConfigurationError, InputError, ModelUnfit, RefocusError, RequestRefused, UnsupportedImage
 from refocus.serving.answers import encode_answer
 from refocus.serving.config import ServingConfig
 from refocus.serving.requests import RestoreRequest, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
-from refocus.wire.codec import decode, output_container
+from refocus.wire.codec import can_hold, decode, output_container
 from refocus.wire.files import write_whole
 from refocus.wire.image import Container, ImageLimits
 from refocus.zstack import Modality
@@ -170,6 +170,12 @@ def _in_process(options: Options) -> RestoreFile:
             if options.pixel_size_um is not None:
                 image = replace(image, pixel_size_um=options.pixel_size_um)
             container = output_container(image, _CONTAINERS[after.suffix.lower()])
+            pages = len(image.planes) * (2 if options.uncertainty else 1)
+            if not can_hold(container, image, pages=pages):
+                raise UnsupportedImage(
+                    f"a PNG holds one plane of 8 or 16 bit, unsigned, and the result has {pages} of "
+                    f"{image.planes.dtype}. Name a .tif."
+                )
             answer = restorer.restore(
                 RestoreRequest(
                     image.planes,

@@ -82,6 +82,43 @@ def test_accept_decides_the_format(service, grey):
     assert problem(refused)["status"] == 406
 
 
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("image/png, image/tiff", "image/tiff"),
+        ("image/png, */*;q=0.1", "image/tiff"),
+        ("*/*", "image/tiff"),
+        ("image/png", None),
+        ("image/tiff;q=0, */*", None),
+    ],
+)
+def test_a_stack_comes_in_the_first_format_that_can_hold_it_or_is_refused_before_the_work(
+    service, grey, accept, media, monkeypatch
+):
+    client, restorer = service
+    if media is None:
+        monkeypatch.setattr(restorer, "restore", None)
+    response = client.post("/v1/refocus", content=tiff(np.stack([grey, grey])), headers={"Accept": accept})
+    if media is None:
+        assert "Accept image/tiff" in problem(response)["detail"]
+        assert response.status_code == 406
+    else:
+        assert (response.status_code, response.headers["content-type"]) == (200, media)
+
+
+def test_what_is_accepted_with_quality_zero_does_not_come(service, grey):
+    client, _ = service
+    for body in (tiff(grey), imagecodecs.png_encode(grey)):
+        for accept, media in (
+            ("image/tiff;q=0, */*", "image/png"),
+            ("image/*, image/png;q=0", "image/tiff"),
+            ("image/tiff;q=0.5, image/png;q=0.4", "image/tiff"),
+            ("*/*", "image/tiff" if body[:2] == b"II" else "image/png"),
+        ):
+            answer = client.post("/v1/refocus", content=body, headers={"Accept": accept})
+            assert answer.headers["content-type"] == media, accept
+
+
 def test_a_form_with_one_file_is_the_same_as_a_raw_body(service, grey):
     client, _ = service
     raw = client.post("/v1/refocus", content=tiff(grey))

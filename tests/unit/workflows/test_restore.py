@@ -17,12 +17,14 @@ from refocus.errors import (
     RefocusError,
     RequestRefused,
     ServiceFailed,
+    UnsupportedImage,
 )
 from refocus.io.writers import write_ome_tiff
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import restore
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.simulate import simulate_focal_series
+from refocus.serving.restorer import Restorer
 from refocus.workflows import restore as workflow
 from refocus.workflows.restore import Options, restore_files
 from refocus.zstack import Acquisition
@@ -112,3 +114,12 @@ def test_an_aperture_without_a_pixel_size_is_refused_with_what_is_missing(blurre
     with pytest.raises(MetadataMissing, match=r"in\.tif: na=0\.45 was given.* says pixel_size_um"):
         restore_files(source, target, Options(model="fluorescence", na=0.45), Console(quiet=True))
     assert not target.exists()
+
+
+def test_planes_that_a_png_cannot_hold_are_refused_before_the_work(
+    blurred: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", blurred)
+    monkeypatch.setattr(Restorer, "restore", None)
+    with pytest.raises(UnsupportedImage, match=r"the result has 2 of uint16\. Name a \.tif"):
+        restore_files(tmp_path / "in.tif", tmp_path / "out.png", Options(uncertainty=True), Console(quiet=True))
