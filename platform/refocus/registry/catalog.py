@@ -49,6 +49,15 @@ _SHORTEST_DIGEST = 6
 _R = TypeVar("_R", bound=BaseModel)
 
 
+def check_reference(model: str, reference: str) -> None:
+    """Raise `ModelMissing` where a reference is no alias and too short for a digest's first digits."""
+    if reference not in ALIASES and len(reference) < _SHORTEST_DIGEST:
+        raise ModelMissing(
+            f"{reference!r} names no version of {model!r}; expected {' or '.join(ALIASES)}, or at least "
+            f"{_SHORTEST_DIGEST} digits of a digest."
+        )
+
+
 class Catalog:
     """The registry in one bucket.
 
@@ -154,11 +163,7 @@ class Catalog:
         """
         if reference in ALIASES:
             return self.alias(model, reference)[0].digest
-        if len(reference) < _SHORTEST_DIGEST:
-            raise ModelMissing(
-                f"{reference!r} names no version of {model!r}; expected {' or '.join(ALIASES)}, or at least "
-                f"{_SHORTEST_DIGEST} digits of a digest."
-            )
+        check_reference(model, reference)
         prefix = f"registry/{model}/versions/{reference}"
         found = {e.key.split("/")[3] for e in self.store.list(prefix) if e.key.endswith("/" + _SEAL)}
         if len(found) != 1:

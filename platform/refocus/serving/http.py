@@ -13,14 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import refocus
-from refocus.errors import ModelMissing, RefocusError, ServiceBusy
+from refocus.errors import ModelMissing, ServiceBusy
 from refocus.optics.settings import OpticalSystem
 from refocus.serving.answers import encode_answer
 from refocus.serving.body import accepted, chosen, read_image
@@ -38,6 +36,7 @@ from refocus.serving.parameters import (
     WavelengthQuery,
     no_stray_parameters,
 )
+from refocus.serving.problems import add_error_handlers, problem_response
 from refocus.serving.requests import (
     ModelState,
     RestoreAnswer,
@@ -46,7 +45,7 @@ from refocus.serving.requests import (
     TileReport,
     optics_of,
 )
-from refocus.serving.status import RETRY_AFTER_STATUSES, Refusal, problem_for
+from refocus.serving.status import Refusal
 from refocus.wire import headers
 from refocus.wire.image import MEDIA_TYPES, WireImage
 
@@ -101,7 +100,7 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
     )
     meters = meters or ProcessMeters()
     app.add_middleware(_Correlated, config=config, metrics=RequestMetrics(meters))
-    _add_error_handlers(app, config)
+    add_error_handlers(app, config)
     strict = [Depends(no_stray_parameters)]
 
     @app.post("/v1/refocus", response_class=Response, dependencies=strict, **REFOCUS_DOCS)
@@ -257,36 +256,6 @@ def _remember(request: Request, answer: RestoreAnswer, stages: dict[str, float],
     request.state.answered = (f"{answer.model}@{answer.digest[:12]}", stages, image.pixels)
 
 
-def _add_error_handlers(app: FastAPI, config: ServingConfig) -> None:
-    async def handle(request: Request, error: Exception) -> Response:
-        return problem_response(error, request.scope, config)
-
-    # What is none of these goes up to _Correlated.
-    for kind in (RequestValidationError, HTTPException, Refusal, RefocusError, TimeoutError):
-        app.add_exception_handler(kind, handle)
-
-
-def problem_response(error: Exception, scope: Scope, config: ServingConfig) -> Response:
-    """Return an error as problem+json."""
-    correlation_id = scope.get("state", {}).get("correlation_id", "")
-    if isinstance(error, RequestValidationError):
-        said = "; ".join(f"{'.'.join(str(p) for p in each['loc'])}: {each['msg']}" for each in error.errors())
-        error = Refusal(422, "bad-request", said)
-    elif isinstance(error, HTTPException):
-        error = Refusal(error.status_code, "http", str(error.detail))
-    problem = problem_for(error, instance=scope.get("path", ""), correlation_id=correlation_id)
-    if problem.status == 500:
-        _log.error("request failed", exc_info=error, extra={"correlation_id": correlation_id})
-    retry_after = getattr(error, "retry_after_s", None) or config.retry_after_s
-    extra = {headers.RETRY_AFTER: str(math.ceil(retry_after))} if problem.status in RETRY_AFTER_STATUSES else {}
-    return Response(
-        problem.model_dump_json(),
-        status_code=problem.status,
-        media_type=headers.PROBLEM_JSON,
-        headers={**extra, headers.CORRELATION_ID: correlation_id},
-    )
-
-
 class _Correlated:
     """Gives every request an id, its answer the same, counts and logs it, and lets no traceback out."""
 
@@ -300,6 +269,9 @@ class _Correlated:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(headers.CORRELATION_ID.lower().encode(), b"").decode("latin-1")
+        # Servers leave out the body of an answer to HEAD (RFC 9110, section 9.3.2); the rest is that of GET.
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         correlation_id = given if _CORRELATION_ID.fullmatch(given) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})
         state["correlation_id"] = correlation_id

@@ -17,7 +17,7 @@ from refocus.errors import (
 )
 from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.model.golden import GoldenOutput, check_golden, golden_output
-from refocus.registry.catalog import Catalog
+from refocus.registry.catalog import Catalog, check_reference
 from refocus.serving.requests import ModelState
 
 Load = Callable[[ModelPackage], Any]
@@ -225,7 +225,8 @@ class ModelSet:
         serving = self._serving.get(name)
         if serving is not None and version == "champion":
             return serving
-        if serving is not None and len(version) >= 6 and serving.package.digest.startswith(version):
+        check_reference(name, version)
+        if serving is not None and serving.package.digest.startswith(version):
             return serving
         if self.catalog is None or (self.names and name not in self.names):
             served = ", ".join(sorted(self._serving)) or "none"

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
 
 from refocus.serving.requests import OnOutOfRange
 from refocus.serving.status import Refusal
-from refocus.zstack import Modality
+from refocus.zstack import MODALITIES, Modality
+
+#: Lengths that may be told: above the first, up to the second.
+LENGTHS_UM = {"pixel_size_um": (0.0, 100.0), "wavelength_um": (0.1, 2.0)}
+_EXPECTED = {
+    "model": "NAME, NAME@champion, NAME@challenger or NAME@DIGEST, in up to 160 characters",
+    "modality": ", ".join(MODALITIES),
+    "pixel_size_um": "micrometres in the specimen, above 0 and up to 100, such as 0.325",
+    "na": "a numerical aperture, above 0 and up to 1.7, such as 0.75",
+    "wavelength_um": "micrometres, above 0.1 and up to 2, such as 0.525",
+    "blind": "true or false",
+    "uncertainty": "true or false",
+    "on_out_of_range": ", ".join(get_args(OnOutOfRange)),
+}
 
 ModelQuery = Annotated[
     str | None,
@@ -19,7 +34,11 @@ ModelQuery = Annotated[
 ModalityQuery = Annotated[Modality | None, Query(description="What kind of image it is, where the model is not named")]
 PixelSizeQuery = Annotated[
     float | None,
-    Query(gt=0, le=100, description="Spacing of pixel centres in the specimen, in um; wins over what the file says"),
+    Query(
+        gt=LENGTHS_UM["pixel_size_um"][0],
+        le=LENGTHS_UM["pixel_size_um"][1],
+        description="Spacing of pixel centres in the specimen, in um; wins over what the file says",
+    ),
 ]
 ApertureQuery = Annotated[
     float | None,
@@ -30,7 +49,12 @@ ApertureQuery = Annotated[
     ),
 ]
 WavelengthQuery = Annotated[
-    float | None, Query(gt=0.1, le=2, description="Of the light, in um, likewise; green (0.55) where nobody says it")
+    float | None,
+    Query(
+        gt=LENGTHS_UM["wavelength_um"][0],
+        le=LENGTHS_UM["wavelength_um"][1],
+        description="Of the light, in um, likewise; green (0.55) where nobody says it",
+    ),
 ]
 BlindQuery = Annotated[bool, Query(description="Ignore what the file says of the optics: stale metadata mislead")]
 UncertaintyQuery = Annotated[bool, Query(description="Append the 90% interval's half widths as further planes")]
@@ -58,3 +82,27 @@ async def no_stray_parameters(request: Request) -> None:
 def _meant(name: str, known: list[str]) -> str:
     near = get_close_matches(name.lower(), known, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def misfit(error: Mapping[str, Any]) -> str:
+    """Say of one of pydantic's errors what arrived, what was expected, and what may have been meant.
+
+    Examples
+    --------
+    >>> misfit({"loc": ("query", "wavelength_um"), "input": "525", "msg": ""})
+    "wavelength_um='525' arrived; expected micrometres, above 0.1 and up to 2, such as 0.525. Did you mean 0.525?"
+    """
+    name, arrived = str(error["loc"][-1]), str(error.get("input", ""))
+    meant = _meant_um(name, arrived)
+    guess = "" if meant is None else f" Did you mean {meant:g}?"
+    return f"{name}={arrived[:80]!r} arrived; expected {_EXPECTED.get(name, error['msg'])}.{guess}"
+
+
+def _meant_um(name: str, arrived: str) -> float | None:
+    number = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(nm|um|µm|μm)?\s*", arrived)
+    if number is None or name not in LENGTHS_UM:
+        return None
+    # Without a unit it was no micrometres, or it would fit.
+    value_um = float(number[1]) * (1.0 if number[2] in ("um", "µm", "μm") else 1e-3)
+    lowest_um, highest_um = LENGTHS_UM[name]
+    return value_um if lowest_um < value_um <= highest_um else None

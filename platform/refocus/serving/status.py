@@ -23,7 +23,8 @@ STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
 RETRY_AFTER_STATUSES = frozenset({429, 503, 504})
 
 _TITLES = {400: "The request does not fit", 404: "There is nothing here", 405: "Not this method",
-           406: "No such format is written", 408: "The body came too slowly", 415: "The body is no image"}  # fmt: skip
+           406: "No such format is written", 408: "The body came too slowly", 415: "The body is not one that is read",
+           422: "The request does not fit"}  # fmt: skip
 
 
 class Refusal(Exception):

@@ -223,6 +223,49 @@ def test_parameters_that_would_be_ignored_are_refused_by_name(service, grey, ask
     assert words in said["detail"]
 
 
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("wavelength_um=525", "expected micrometres, above 0.1 and up to 2, such as 0.525. Did you mean 0.525?"),
+        ("pixel_size_um=325nm", "pixel_size_um='325nm' arrived; expected micrometres"),
+        ("pixel_size_um=325nm", "Did you mean 0.325?"),
+        ("pixel_size_um=0.5um", "Did you mean 0.5?"),
+        ("na=7", "na='7' arrived; expected a numerical aperture, above 0 and up to 1.7"),
+        ("modality=xray", "'xray' arrived; expected fluorescence, brightfield, phase_contrast"),
+        ("uncertainty=maybe", "expected true or false"),
+        (f"model={'m' * 200}", "in up to 160 characters"),
+        ("model=tiny@dda2", "at least 6 digits of a digest"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_hears_what_arrived_and_in_what_unit_it_is_meant(service, grey, query, words):
+    client, _ = service
+    assert words in problem(client.post(f"/v1/refocus?{query}", content=tiff(grey)))["detail"]
+
+
+def test_no_guess_is_made_where_nothing_fits(service, grey):
+    client, _ = service
+    for query in ("pixel_size_um=-1", "pixel_size_um=nan", "wavelength_um=9000", "na=0"):
+        said = problem(client.post(f"/v1/refocus?{query}", content=tiff(grey)))
+        assert (said["status"], "Did you mean" in said["detail"]) == (422, False)
+
+
+def test_what_is_not_there_is_answered_with_what_is(service):
+    client, _ = service
+    assert "there are /healthz, /metrics, /readyz, /v1/focus, " in problem(client.get("/v2/else"))["detail"]
+    for ask, path, allowed in ((client.get, "/v1/refocus", "POST"), (client.post, "/v1/models", "GET, HEAD")):
+        response = ask(path)
+        said = problem(response)
+        assert (said["status"], response.headers["allow"]) == (405, allowed)
+        assert f"is not answered at {path}; {allowed} is." in said["detail"]
+
+
+def test_probes_may_ask_for_headers_alone(service):
+    client, _ = service
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/models"):
+        assert client.head(path).status_code == 200
+    assert client.head("/v1/refocus").status_code == 405
+
+
 def test_a_missing_champion_is_503_with_a_reason(catalog, config, grey):
     client = TestClient(make_app(LocalBackend(Restorer(config, catalog)), config))
     response = client.post("/v1/refocus", content=tiff(grey))
