@@ -24,6 +24,8 @@ from refocus.serving.requests import RestoreAnswer, RestoreRequest, ServiceState
 
 _log = logging.getLogger("refocus.serving")
 _TILE_PX = 256
+# Of what a measure of sharpness looks at.
+_LEAST_SIDE_PX = 3
 # A network's own estimate of the blur saturates at the end of what it was trained for.
 _NEAR_LIMIT = 0.95
 # Fluctuation of a tile over its mean, below which there is nothing to judge focus by.
@@ -96,9 +98,14 @@ class Restorer:
         ModelMissing, ModelUnfit
             If no model serves, or none for such an image.
         UnsupportedImage
-            If ``on_out_of_range='fail'`` and a part is out of range.
+            If ``on_out_of_range='fail'`` and a part is out of range, or if focus is to be judged on too few pixels.
         """
         served = self.models.pick(request.model, request.modality, request.colors, self.config.default_model)
+        if request.maps and min(request.planes.shape[1:3]) < _LEAST_SIDE_PX:
+            raise UnsupportedImage(
+                f"The image has {request.planes.shape[2]} x {request.planes.shape[1]} pixels; focus is judged on at "
+                f"least {_LEAST_SIDE_PX} x {_LEAST_SIDE_PX}. Send a larger piece of it."
+            )
         started = time.perf_counter()
         axes = "ZYXS" if request.colors == 3 else "ZYX"
         done = served.runner.restore(request.planes, axes=axes, optics=request.optics, with_scale=request.uncertainty)
@@ -189,7 +196,9 @@ def _reports(
                 reasons = ("out_of_range",)
             sharpness = 0.0
             if measure:
-                tile = plane[y : y + height, x : x + width]
+                # The last tile may be a pixel wide, which is too little for a measure.
+                tile = plane[min(y, plane.shape[0] - _LEAST_SIDE_PX) : y + height,
+                             min(x, plane.shape[1] - _LEAST_SIDE_PX) : x + width]  # fmt: skip
                 grey = (tile.mean(-1) if tile.ndim == 3 else tile).astype(np.float64)
                 sharpness = float(normalised_variance(grey)) if grey.any() else 0.0
                 if gate is None and sharpness < _LEAST_VARIANCE:

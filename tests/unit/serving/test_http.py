@@ -266,6 +266,15 @@ def test_probes_may_ask_for_headers_alone(service):
     assert client.head("/v1/refocus").status_code == 405
 
 
+def test_focus_is_not_judged_on_less_than_a_measure_looks_at(service, grey):
+    client, _ = service
+    said = problem(client.post("/v1/focus", content=tiff(grey[:2, :40])))
+    assert (said["status"], "40 x 2 pixels" in said["detail"]) == (422, True)
+    # The last tile of these is one pixel high and two wide.
+    large = np.tile(grey, (5, 4))[:257, :258]
+    assert len(client.post("/v1/focus", content=tiff(large)).json()["tiles"]) == 4
+
+
 def test_a_missing_champion_is_503_with_a_reason(catalog, config, grey):
     client = TestClient(make_app(LocalBackend(Restorer(config, catalog)), config))
     response = client.post("/v1/refocus", content=tiff(grey))
