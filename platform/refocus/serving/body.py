@@ -25,7 +25,7 @@ async def read_image(request: Request, config: ServingConfig) -> WireImage:
     Raises
     ------
     Refusal
-        415 where the body is no image, 408 where it comes too slowly, 400 where the form is not one file alone.
+        415 where the body is no image, or is coded; 408 where it comes too slowly; 400 where a form is not one file.
     ImageTooLarge
         As soon as the length, announced or arrived, is over the limit.
     """
@@ -39,7 +39,15 @@ async def read_image(request: Request, config: ServingConfig) -> WireImage:
 
 async def read_body(request: Request, config: ServingConfig) -> bytes:
     """Return the image's bytes; raises as `read_image` does."""
-    multipart = request.headers.get("content-type", "").startswith("multipart/form-data")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise Refusal(
+            415,
+            "coded-body",
+            f"The body is coded as {coding[:40]!r} (Content-Encoding), and codings are not read. Send the file as it "
+            "is; TIFF and PNG compress by themselves.",
+        )
+    multipart = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
     announced = request.headers.get("content-length", "")
     if announced.isdigit():
         config.limits.check_body(int(announced) - (_MULTIPART_EXTRA_BYTES if multipart else 0))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 
 import imagecodecs
@@ -126,6 +127,24 @@ def test_a_form_with_one_file_is_the_same_as_a_raw_body(service, grey):
     assert form.content == raw.content
     two = client.post("/v1/refocus", files={"a": ("a.tif", b"x"), "b": ("b.tif", b"y")})
     assert problem(two)["status"] == 400
+
+
+def test_a_form_is_one_however_its_type_is_spelt(service, grey):
+    client, _ = service
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.tif"\r\n\r\n' + tiff(grey)
+    spelt = {"Content-Type": "Multipart/Form-Data; boundary=b"}
+    answer = client.post("/v1/refocus", content=part + b"\r\n--b--\r\n", headers=spelt)
+    assert answer.status_code == 200
+
+
+def test_a_coded_body_is_refused_as_such(service, grey):
+    client, _ = service
+    coded = client.post("/v1/refocus", content=gzip.compress(tiff(grey)), headers={"Content-Encoding": "gzip"})
+    said = problem(coded)
+    assert (said["status"], said["type"]) == (415, "urn:refocus:problem:coded-body")
+    assert "'gzip'" in said["detail"]
+    plain = client.post("/v1/refocus", content=tiff(grey), headers={"Content-Encoding": "identity"})
+    assert plain.status_code == 200
 
 
 def test_parameters_in_a_form_are_refused_with_where_they_belong(service, grey):
