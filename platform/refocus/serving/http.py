@@ -15,6 +15,7 @@ import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import refocus
@@ -45,7 +46,7 @@ from refocus.serving.requests import (
     TileReport,
     optics_of,
 )
-from refocus.serving.status import Refusal
+from refocus.serving.status import CLIENT_GONE, Refusal
 from refocus.wire import headers
 from refocus.wire.image import MEDIA_TYPES, WireImage
 
@@ -289,6 +290,11 @@ class _Correlated:
         self._metrics.began()
         try:
             await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            status = status or CLIENT_GONE
+        except asyncio.CancelledError:
+            status = status or CLIENT_GONE
+            raise
         except Exception as error:  # noqa: BLE001 (the last place where it can become an answer)
             if status == 0:
                 await problem_response(error, scope, self._config)(scope, receive, send_marked)
@@ -298,5 +304,11 @@ class _Correlated:
             self._metrics.ended(route, status, model, stages, pixels)
             if route.startswith("/v1/"):
                 access_log(
-                    _log, route=route, status=status, correlation_id=correlation_id, model=model, stages_ms=stages
+                    _log,
+                    route=route,
+                    status=status,
+                    correlation_id=correlation_id,
+                    model=model,
+                    stages_ms=stages,
+                    problem=state.get("problem"),
                 )

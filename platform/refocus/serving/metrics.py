@@ -9,10 +9,14 @@ from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from refocus.wire.problem import Problem
+
 #: Stages of a request, in their order.
 STAGES = ("decode", "queue", "model", "encode")
 BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _MOST_MODELS = 32
+# Details quote what clients sent.
+_MOST_DETAIL = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,18 @@ class RequestMetrics:
 
 
 def access_log(
-    logger: logging.Logger, *, route: str, status: int, correlation_id: str, model: str, stages_ms: Mapping[str, float]
+    logger: logging.Logger,
+    *,
+    route: str,
+    status: int,
+    correlation_id: str,
+    model: str,
+    stages_ms: Mapping[str, float],
+    problem: Problem | None = None,
 ) -> None:
-    """Write one structured line for a request."""
+    """Write one structured line for a request; where it was refused, with the kind of problem and its words."""
     fields = {"route": route, "status": status, "correlation_id": correlation_id, "model": model}
+    if problem is not None:
+        fields |= {"problem": problem.type, "detail": problem.detail[:_MOST_DETAIL]}
     times = {f"{stage}_ms": round(duration, 3) for stage, duration in stages_ms.items()}
     logger.info("%s %s %s", route, status, correlation_id, extra={**fields, **times})

@@ -33,8 +33,9 @@ def add_error_handlers(app: FastAPI, config: ServingConfig) -> None:
 
 
 def problem_response(error: Exception, scope: Scope, config: ServingConfig) -> Response:
-    """Return an error as problem+json."""
-    correlation_id = scope.get("state", {}).get("correlation_id", "")
+    """Return an error as problem+json, and leave the problem in the request's state for its line in the log."""
+    state = scope.setdefault("state", {})
+    correlation_id = state.get("correlation_id", "")
     extra: dict[str, str] = {}
     if isinstance(error, RequestValidationError):
         error = Refusal(422, "bad-request", " ".join(misfit(each) for each in error.errors()))
@@ -42,6 +43,7 @@ def problem_response(error: Exception, scope: Scope, config: ServingConfig) -> R
         extra = _methods(error.headers or {})
         error = Refusal(error.status_code, "http", _in_words(error, scope, extra))
     problem = problem_for(error, instance=scope.get("path", ""), correlation_id=correlation_id)
+    state["problem"] = problem
     if problem.status == 500:
         _log.error("request failed", exc_info=error, extra={"correlation_id": correlation_id})
     if problem.status in RETRY_AFTER_STATUSES:

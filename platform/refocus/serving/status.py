@@ -21,6 +21,8 @@ STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
 )
 #: Statuses that ask the client to come back.
 RETRY_AFTER_STATUSES = frozenset({429, 503, 504})
+#: Of the log and the metrics alone: the client left before an answer began.
+CLIENT_GONE = 499
 
 _TITLES = {400: "The request does not fit", 404: "There is nothing here", 405: "Not this method",
            406: "No such format is written", 408: "The body came too slowly", 415: "The body is not one that is read",
