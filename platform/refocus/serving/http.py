@@ -25,7 +25,7 @@ from refocus.serving.answers import encode_answer
 from refocus.serving.body import accepted, chosen, read_image
 from refocus.serving.config import ServingConfig
 from refocus.serving.metrics import Meters, ProcessMeters, RequestMetrics, access_log
-from refocus.serving.openapi import FOCUS_DOCS, REFOCUS_DOCS
+from refocus.serving.openapi import FOCUS_DOCS, REFOCUS_DOCS, DescribedApp
 from refocus.serving.parameters import (
     ApertureQuery,
     BlindQuery,
@@ -94,7 +94,7 @@ class FocusReport(BaseModel):
 
 def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = None) -> FastAPI:
     """Return the service's application over `backend`; it counts in this process where no `meters` are given."""
-    app = FastAPI(
+    app = DescribedApp(
         title="Refocus",
         version=refocus.__version__,
         description="Brings a defocused microscopy image into focus from a single shot.",

@@ -45,7 +45,7 @@ ApertureQuery = Annotated[
     Query(
         gt=0,
         le=1.7,
-        description="Numerical aperture of the objective, likewise; needs a pixel size, of the file or of the caller",
+        description="Numerical aperture of the objective; wins over what the file says; needs a pixel size of either",
     ),
 ]
 WavelengthQuery = Annotated[
@@ -53,7 +53,7 @@ WavelengthQuery = Annotated[
     Query(
         gt=LENGTHS_UM["wavelength_um"][0],
         le=LENGTHS_UM["wavelength_um"][1],
-        description="Of the light, in um, likewise; green (0.55) where nobody says it",
+        description="Of the light, in um; wins over what the file says; green (0.55) where nobody says it",
     ),
 ]
 BlindQuery = Annotated[bool, Query(description="Ignore what the file says of the optics: stale metadata mislead")]

@@ -20,7 +20,7 @@ STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (TimeoutError, 504, "timeout", "The answer took too long"),
 )
 #: Statuses that ask the client to come back.
-RETRY_AFTER_STATUSES = frozenset({429, 503, 504})
+RETRY_AFTER_STATUSES = frozenset({503, 504})
 #: Of the log and the metrics alone: the client left before an answer began.
 CLIENT_GONE = 499
 
