@@ -189,7 +189,7 @@ class ModelSet:
         return Served(name, package, runner, source)
 
     def pick(self, reference: str | None, modality: str | None, colors: int, default: str | None) -> Served:
-        """Return the model for a request.
+        """Return the model for a request, whose image holds so many `colors`.
 
         Raises
         ------

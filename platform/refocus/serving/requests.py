@@ -55,6 +55,30 @@ class RestoreRequest:
         return 3 if self.planes.ndim == 4 else 1
 
 
+def colors_held(planes: npt.NDArray[Any]) -> int:
+    """Return 3 where planes are RGB images of a coloured specimen, 1 where they hold one channel.
+
+    Fluorescence is often saved as RGB: with three equal channels, or in one of them with the other two constant.
+
+    Examples
+    --------
+    >>> ramp = np.arange(12.0).reshape(1, 3, 4)
+    >>> colors_held(np.stack([ramp, ramp, ramp], axis=-1)), colors_held(np.stack([ramp, -ramp, ramp], axis=-1))
+    (1, 3)
+    """
+    if planes.ndim != 4:
+        return 1
+    # Few pixels show nearly every coloured image.
+    return 1 if all(_one_channel(pixels) for pixels in (planes[:, ::16, ::16], planes)) else 3
+
+
+def _one_channel(planes: npt.NDArray[Any]) -> bool:
+    channels = [planes[..., color] for color in range(3)]
+    if all(np.array_equal(channels[0], other) for other in channels[1:]):
+        return True
+    return sum(bool(channel.min() == channel.max()) for channel in channels) >= 2
+
+
 def optics_of(
     image: WireImage,
     *,

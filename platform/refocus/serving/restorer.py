@@ -20,7 +20,7 @@ from refocus.serving.batching import BatchingModel
 from refocus.serving.config import ServingConfig
 from refocus.serving.metrics import SWAPS, Meters, ProcessMeters
 from refocus.serving.models import ModelSet, Served
-from refocus.serving.requests import RestoreAnswer, RestoreRequest, ServiceState, TileReport
+from refocus.serving.requests import RestoreAnswer, RestoreRequest, ServiceState, TileReport, colors_held
 
 _log = logging.getLogger("refocus.serving")
 _TILE_PX = 256
@@ -100,7 +100,8 @@ class Restorer:
         UnsupportedImage
             If ``on_out_of_range='fail'`` and a part is out of range, or if focus is to be judged on too few pixels.
         """
-        served = self.models.pick(request.model, request.modality, request.colors, self.config.default_model)
+        held = colors_held(request.planes)
+        served = self.models.pick(request.model, request.modality, held, self.config.default_model)
         if request.maps and min(request.planes.shape[1:3]) < _LEAST_SIDE_PX:
             raise UnsupportedImage(
                 f"The image has {request.planes.shape[2]} x {request.planes.shape[1]} pixels; focus is judged on at "

@@ -12,7 +12,7 @@ from rich.console import Console
 from refocus.errors import ConfigurationError, UnsupportedImage
 from refocus.model.explanation import Explanation, Image, explain
 from refocus.serving.config import ServingConfig
-from refocus.serving.requests import optics_of
+from refocus.serving.requests import colors_held, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.training.figures import new_figure
 from refocus.wire.codec import decode
@@ -68,7 +68,7 @@ def explain_file(source: Path, target: Path, options: ExplainOptions, console: C
         raise UnsupportedImage(f"{source} has {held}; plane {options.plane} was asked for.")
     optics = optics_of(image, **options.told)
     config = ServingConfig(limits=OWN_MACHINE)
-    served = Restorer(config, catalog_of(config)).models.pick(options.model, None, 3 if image.is_color else 1, None)
+    served = Restorer(config, catalog_of(config)).models.pick(options.model, None, colors_held(image.planes), None)
     found = explain(image.planes[options.plane], served.runner, optics=optics, at=options.at)
     draw_explanation(found).savefig(target, format="png")
     known = (

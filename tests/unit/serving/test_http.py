@@ -76,6 +76,26 @@ def test_a_png_comes_back_as_a_png_of_the_same_kind(service, dtype, color):
     assert response.headers[headers.MODEL] == ("tinted" if color else "tiny")
 
 
+@pytest.mark.parametrize("kind", ["equal", "green", "coloured", "coloured in one pixel"])
+def test_fluorescence_saved_as_rgb_is_taken_for_fluorescence_unless_the_caller_says_otherwise(service, grey, kind):
+    client, _ = service
+    pixels = np.zeros((*grey.shape, 3), np.uint16)
+    pixels[..., 1] = grey
+    if kind != "green":
+        pixels[..., 0] = pixels[..., 2] = grey
+    if kind == "coloured":
+        pixels[..., 2] //= 2
+    if kind == "coloured in one pixel":
+        pixels[17, 17, 0] += 1
+    body = tiff(pixels, photometric="rgb")
+    expected = "tinted" if kind.startswith("coloured") else "tiny"
+    answer = client.post("/v1/refocus", content=body)
+    assert answer.headers[headers.MODEL] == expected
+    assert tifffile.imread(io.BytesIO(answer.content)).shape == pixels.shape
+    said = client.post("/v1/refocus?modality=brightfield", content=body)
+    assert said.headers[headers.MODEL] == "tinted"
+
+
 def test_accept_decides_the_format(service, grey):
     client, _ = service
     body = tiff(grey)
