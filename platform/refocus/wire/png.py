@@ -26,7 +26,7 @@ _PNG_FAST = {"level": 1, "strategy": 3, "filter": 16}
 
 
 def decode_png(body: bytes, limits: ImageLimits) -> WireImage:
-    """Return the image of a PNG body; palettes become RGB, depths below 8 bit become 8 bit.
+    """Return the image of a PNG body; palettes become RGB, depths of 2 and 4 bit become 8 bit.
 
     Notes
     -----
@@ -99,6 +99,10 @@ class _Header:
             or self.interlace > 1
         ):
             raise UnreadableImage(f"The PNG's header claims {self}; no PNG is so.")
+        if self.depth == 1:
+            raise UnsupportedImage(
+                "The PNG has two levels (1 bit); there is no blur in it to undo. Send the image that it was made from."
+            )
         limits.check_pixels(self.height_px, self.width_px)
         if max(self.width_px, self.height_px) > _PNG_LONGEST_SIDE_PX:
             raise ImageTooLarge(

@@ -8,6 +8,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from refocus.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from refocus.wire.codec import decode, encode, from_array, sniff
@@ -134,6 +135,10 @@ def test_pixel_types_that_cannot_come_back_are_refused(dtype):
 def test_images_without_grey_levels_are_refused_with_what_to_send_instead():
     with pytest.raises(UnsupportedImage, match=r"black and white.*made from"):
         decode(tiff_bytes(np.zeros((8, 8), bool)))
+    sink = io.BytesIO()
+    Image.fromarray(np.eye(8, dtype=bool)).save(sink, "PNG")
+    with pytest.raises(UnsupportedImage, match=r"two levels.*made from"):
+        decode(sink.getvalue())
     colors = np.arange(3 * 256, dtype=np.uint16).reshape(3, 256)
     with pytest.raises(UnsupportedImage, match=r"colour map.*convert it to RGB"):
         decode(tiff_bytes(np.zeros((8, 8), np.uint8), photometric="palette", colormap=colors))
