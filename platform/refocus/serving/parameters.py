@@ -26,6 +26,8 @@ _EXPECTED = {
     "uncertainty": "true or false",
     "on_out_of_range": ", ".join(get_args(OnOutOfRange)),
 }
+# Of what is not known, however much of it a client makes up.
+_MOST_NAMED = 5
 
 ModelQuery = Annotated[
     str | None,
@@ -72,9 +74,10 @@ async def no_stray_parameters(request: Request) -> None:
     route = request.scope["route"]
     known = [field.alias for field in route.dependant.query_params]
     counted = Counter(name for name, _ in request.query_params.multi_items())
-    wrong = [f"{name!r} is not known{_meant(name, known)}" for name in counted if name not in known]
-    wrong += [f"{name!r} was given {times} times; give it once" for name, times in counted.items()
-              if name in known and times > 1]  # fmt: skip
+    stray = [name for name in counted if name not in known][:_MOST_NAMED]
+    wrong = [f"{name[:80]!r} is not known{_meant(name[:80], known)}" for name in stray]
+    twice = [name for name in known if counted[name] > 1]
+    wrong += [f"{name!r} was given {counted[name]} times; give it once" for name in twice]
     if wrong:
         raise Refusal(422, "bad-request", f"{'; '.join(wrong)}. {route.path} takes {', '.join(sorted(known))}.")
 

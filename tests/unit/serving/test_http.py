@@ -265,6 +265,12 @@ def test_parameters_that_would_be_ignored_are_refused_by_name(service, grey, ask
     assert words in said["detail"]
 
 
+def test_made_up_names_do_not_swell_an_answer(service, grey):
+    client, _ = service
+    query = "&".join(f"{'x' * 500}{number}=1" for number in range(100))
+    assert len(problem(client.post(f"/v1/refocus?{query}", content=tiff(grey)))["detail"]) < 1000
+
+
 @pytest.mark.parametrize(
     ("query", "words"),
     [
