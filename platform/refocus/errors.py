@@ -38,7 +38,7 @@
 
 Each also subclasses the builtin that a caller would naturally catch. A message says what arrived,
 what was expected and what to try. Which HTTP status an error becomes is decided in
-``refocus.serving.http`` alone.
+``refocus.serving.status`` alone.
 """
 
 from __future__ import annotations
