@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tifffile
 
 from refocus.errors import InputError, UnsupportedImage
+from refocus.wire.files import whole_file
 from refocus.zstack import Acquisition, Modality, ZStack
 
 _NAMESPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -81,13 +82,8 @@ def write_ome_tiff(
     if not isinstance(target, Path):
         _write(target, pages, xml, is_rgb="S" in axes, compression=compression)
         return
-    unfinished = target.with_name(target.name + ".unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            _write(file, pages, xml, is_rgb="S" in axes, compression=compression)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(target) as unfinished, unfinished.open("wb") as file:
+        _write(file, pages, xml, is_rgb="S" in axes, compression=compression)
 
 
 def _write(file: BinaryIO, pages: npt.NDArray[Any], xml: bytes, *, is_rgb: bool, compression: str | None) -> None:
