@@ -52,13 +52,15 @@ def explain(
     pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
     wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
     blind: Annotated[bool, typer.Option(help="Ignore what the file says of the optics.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a picture that is there.")] = False,
 ) -> None:
     """Show what a restoration rests on: what told the blur, what undoing it gives, what the network made of that."""
     from refocus.workflows.explain import ExplainOptions, explain_file
 
     options = ExplainOptions(
-        model=model, plane=plane, at=at, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind
-    )
+        model=model, plane=plane, at=at, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind,
+        overwrite=overwrite,
+    )  # fmt: skip
     explain_file(source, target, options, console())
 
 
@@ -70,13 +72,17 @@ def focus(
     axes: Annotated[str | None, typer.Option(help="What the file's axes mean, such as ZYX.")] = None,
     z_step_um: Annotated[float | None, typer.Option(help="Spacing of planes, where the file does not say.")] = None,
     tile_px: Annotated[int, typer.Option(help="Side of the tiles from which tilt is found.")] = 128,
-    plot: Annotated[Path | None, typer.Option(help="Where the PNG goes; default: STACK.focus.png here.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw the curve there.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a plot that is there.")] = False,
 ) -> None:
-    """Print and plot how sharp each plane of a focal series is, and which is in focus."""
+    """Print how sharp each plane of a focal series is, and which is in focus; draw it with --plot."""
     from refocus.focus.commands import report_focus
     from refocus.io.microscopy import open_image
+    from refocus.wire.files import check_target
     from refocus.zstack import Acquisition
 
+    if plot is not None:
+        check_target(plot, stack, overwrite=overwrite, suffixes=(".png",))
     with open_image(stack, axes=axes, answers=Acquisition(z_step_um=z_step_um)) as image:
         report_focus(
             (image.plane(z=z, c=channel, t=time) for z in range(image.size("Z"))),
@@ -84,7 +90,7 @@ def focus(
             name=stack.name,
             measure=measure,
             tile_px=tile_px,
-            plot=plot or Path(f"{stack.name}.focus.png"),
+            plot=plot,
             console=console(),
         )
 
@@ -99,11 +105,12 @@ def simulate(
     size_px: Annotated[int, typer.Option(help="Side of the square planes.")] = 512,
     tilt_deg: Annotated[float, typer.Option(help="Tilt of the specimen against the focal plane.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed makes the same series.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a series and its truth that are there.")] = False,
 ) -> None:
     """Write a simulated focal series with OME metadata, and its known in-focus truth as OUT.truth.ome.tif."""
     from refocus.workflows.simulate import write_simulation
 
     write_simulation(
         target, specimen=specimen, planes=planes, z_step_um=z_step_um, size_px=size_px, tilt_deg=tilt_deg, seed=seed,
-        console=console(),
+        console=console(), overwrite=overwrite,
     )  # fmt: skip

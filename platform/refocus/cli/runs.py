@@ -78,7 +78,9 @@ def show(name: Name) -> None:
 
 @app.command()
 def plot(
-    name: Name, target: Annotated[Path | None, typer.Argument(help="PNG to write; default: NAME.png here.")] = None
+    name: Name,
+    target: Annotated[Path | None, typer.Argument(help="PNG to write; default: NAME.png here.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a plot that is there.")] = False,
 ) -> None:
     """Plot a run's loss and validation over its steps."""
     import matplotlib
@@ -88,7 +90,10 @@ def plot(
 
     from refocus.errors import RunMissing
     from refocus.training.runs import read_progress, read_run
+    from refocus.wire.files import check_target, whole_file
 
+    target = target or Path(f"{name}.png")
+    check_target(target, overwrite=overwrite, suffixes=(".png",))
     store = _store()
     read_run(store, name)
     history = read_progress(store, name)
@@ -105,8 +110,8 @@ def plot(
     for axis in (left, right):
         axis.legend()
         axis.grid(alpha=0.3)
-    target = target or Path(f"{name}.png")
-    figure.savefig(target, dpi=120)
+    with whole_file(target) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
     plt.close(figure)
     console().print(f"{target} written.")
 

@@ -29,10 +29,10 @@ def report_focus(
     name: str,
     measure: str,
     tile_px: int,
-    plot: Path,
+    plot: Path | None,
     console: Console,
 ) -> InFocusPlane:
-    """Measure a series in one pass, print its curve, in-focus plane and tilt, and draw the curve to `plot`."""
+    """Measure a series in one pass, print its curve, in-focus plane and tilt, and draw the curve to `plot`, if any."""
     from refocus.focus.plot import plot_focus
 
     measured = measure_named(measure)
@@ -51,8 +51,9 @@ def report_focus(
     console.print(f"{name}: {len(values)} planes, {measure}")
     _print_curve(found, console)
     console.print(_said_of_tilt(tiles, acquisition))
-    plot_focus(found, plot, title=name, measure=measure, z_step_um=acquisition.z_step_um)
-    console.print(f"The curve is drawn in {plot}.")
+    if plot is not None:
+        plot_focus(found, plot, title=name, measure=measure, z_step_um=acquisition.z_step_um)
+        console.print(f"The curve is drawn in {plot}.")
     return found
 
 

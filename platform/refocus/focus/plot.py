@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refocus.focus.plane import InFocusPlane
+from refocus.wire.files import whole_file
 
 
 def plot_focus(found: InFocusPlane, path: Path, *, title: str, measure: str, z_step_um: float | None = None) -> None:
@@ -47,4 +48,5 @@ def plot_focus(found: InFocusPlane, path: Path, *, title: str, measure: str, z_s
             return distance_um / step + focus
 
         axes.secondary_xaxis("top", functions=(to_um, to_plane)).set_xlabel("distance from focus (µm)")  # type: ignore[arg-type]
-    figure.savefig(path, format="png")
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png")

@@ -1,11 +1,44 @@
-"""Results on disk: whole or not at all."""
+"""Results on disk: whole or not at all, and never over what nobody gave up."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from refocus.errors import ConfigurationError
+
+
+def check_target(target: Path, *inputs: Path, overwrite: bool = False, suffixes: tuple[str, ...] = ()) -> None:
+    """Raise `ConfigurationError` unless a result may be written to `target`; to be asked before the work.
+
+    Parameters
+    ----------
+    target : Path
+        Its folder need not be there: `write_whole` makes it.
+    *inputs : Path
+        What the result is made from, which is never written over.
+    overwrite : bool
+        Whether another file that is there may be replaced.
+    suffixes : tuple of str
+        What its name may end in; any if empty.
+    """
+    if suffixes and not target.name.lower().endswith(suffixes):
+        raise ConfigurationError(f"{target} would be no file that is written here; expected {' or '.join(suffixes)}.")
+    if target.is_dir():
+        raise ConfigurationError(f"{target} is a folder; expected the name of a file for the result.")
+    if target.exists():
+        if any(given.exists() and target.samefile(given) for given in inputs):
+            raise ConfigurationError(f"{target} is the input itself; choose another place for the result.")
+        if not overwrite:
+            raise ConfigurationError(f"{target} exists; choose another place, or --overwrite to replace it.")
+    nearest = next(folder for folder in target.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise ConfigurationError(f"{target} cannot be written: {nearest} is a file; expected a folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{target} cannot be written: {nearest} is closed to you; choose another place.")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from refocus.serving.requests import colors_held, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.training.figures import new_figure
 from refocus.wire.codec import decode
+from refocus.wire.files import check_target, whole_file
 from refocus.workflows.restore import OWN_MACHINE, OpticsOptions
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ class ExplainOptions(OpticsOptions):
         Of the file's planes, from 0.
     at : (row, column) or None
         The square lies about this pixel; None takes where spectra tell most.
+    overwrite : bool
+        Whether a picture that is there may be replaced.
     """
 
     model: str | None = None
     plane: int = 0
     at: tuple[int, int] | None = None
+    overwrite: bool = False
 
 
 def explain_file(source: Path, target: Path, options: ExplainOptions, console: Console) -> Explanation:
@@ -54,14 +58,13 @@ def explain_file(source: Path, target: Path, options: ExplainOptions, console: C
     Raises
     ------
     ConfigurationError
-        If the file is not there, or the picture would be no PNG.
+        If the file is not there, or the picture would be no PNG or replace what it must not.
     UnsupportedImage
         If the file has no such plane.
     """
-    if target.suffix.lower() != ".png":
-        raise ConfigurationError(f"{target} would be no picture that is written; expected .png.")
     if not source.is_file():
         raise ConfigurationError(f"{source} is no file; expected an image.")
+    check_target(target, source, overwrite=options.overwrite, suffixes=(".png",))
     image = decode(source.read_bytes(), OWN_MACHINE)
     if not 0 <= options.plane < len(image.planes):
         held = f"{len(image.planes)} plane{'s' if len(image.planes) > 1 else ''}, counted from 0"
@@ -70,7 +73,8 @@ def explain_file(source: Path, target: Path, options: ExplainOptions, console: C
     config = ServingConfig(limits=OWN_MACHINE)
     served = Restorer(config, catalog_of(config)).models.pick(options.model, None, colors_held(image.planes), None)
     found = explain(image.planes[options.plane], served.runner, optics=optics, at=options.at)
-    draw_explanation(found).savefig(target, format="png")
+    with whole_file(target) as unfinished:
+        draw_explanation(found).savefig(unfinished, format="png")
     known = (
         f"told NA {optics.numerical_aperture:g}"
         if optics is not None

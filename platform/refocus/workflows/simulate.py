@@ -9,6 +9,7 @@ from rich.console import Console
 from refocus.errors import ConfigurationError
 from refocus.io.writers import write_ome_tiff
 from refocus.optics.simulate import Truth, simulate_focal_series
+from refocus.wire.files import check_target
 
 _SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 
@@ -23,6 +24,7 @@ def write_simulation(
     tilt_deg: float,
     seed: int,
     console: Console,
+    overwrite: bool = False,
 ) -> Truth:
     """Write a series to `target` as OME-TIFF, and its noise-free in-focus image to `truth_path`.
 
@@ -31,9 +33,12 @@ def write_simulation(
     Raises
     ------
     ConfigurationError
-        If `target` has no TIFF suffix, or the series cannot be simulated.
+        If `target` has no TIFF suffix, it or its truth is there and `overwrite` is not asked for, or the series cannot
+        be simulated.
     """
     beside = truth_path(target)
+    for path in (target, beside):
+        check_target(path, overwrite=overwrite)
     stack, truth = simulate_focal_series(
         specimen, planes=planes, z_step_um=z_step_um, size_px=(size_px, size_px), tilt_deg=tilt_deg, seed=seed
     )

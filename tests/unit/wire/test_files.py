@@ -1,10 +1,11 @@
-"""Results on disk: whole or not at all."""
+"""Results on disk: what may be written where, and that it is there whole or not at all."""
 
 from __future__ import annotations
 
 import pytest
 
-from refocus.wire.files import whole_file, write_whole
+from refocus.errors import ConfigurationError
+from refocus.wire.files import check_target, whole_file, write_whole
 
 
 @pytest.fixture
@@ -12,6 +13,34 @@ def given(tmp_path):
     path = tmp_path / "in.png"
     path.write_bytes(b"measured")
     return path
+
+
+def test_an_input_is_never_written_over_by_whatever_name(given, tmp_path):
+    (tmp_path / "link.png").symlink_to(given)
+    for target in (given, tmp_path / "link.png", tmp_path / "sub" / ".." / "in.png"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        for overwrite in (False, True):
+            with pytest.raises(ConfigurationError, match="is the input itself"):
+                check_target(target, given, overwrite=overwrite)
+
+
+def test_another_file_that_is_there_is_replaced_only_where_that_is_asked_for(given, tmp_path):
+    (tmp_path / "old.png").touch()
+    with pytest.raises(ConfigurationError, match=r"old\.png exists.*--overwrite"):
+        check_target(tmp_path / "old.png", given)
+    check_target(tmp_path / "old.png", given, overwrite=True)
+    check_target(tmp_path / "new.png", given)
+
+
+def test_places_where_no_file_can_be_are_refused_before_the_work(given, tmp_path):
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        check_target(tmp_path, given, overwrite=True)
+    with pytest.raises(ConfigurationError, match=r"in\.png is a file; expected a folder"):
+        check_target(given / "deeper" / "out.png", given)
+    with pytest.raises(ConfigurationError, match=r"expected \.png"):
+        check_target(tmp_path / "out.xyz", given, suffixes=(".png",))
+    check_target(tmp_path / "not" / "there" / "yet.PNG", given, suffixes=(".png",))
+    assert not (tmp_path / "not").exists()
 
 
 @pytest.mark.parametrize("name", ["out.tif", "n" * 251 + ".tif", "µ" * 125 + ".tif"])

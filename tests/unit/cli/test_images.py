@@ -1,0 +1,91 @@
+"""Commands on image files: what they write, and what they leave alone."""
+
+from __future__ import annotations
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from refocus.cli.main import app
+from refocus.errors import ConfigurationError
+from samples import focal_series, sharp_image
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def series(tmp_path):
+    path = tmp_path / "series.tif"
+    tifffile.imwrite(path, focal_series(planes=5, best=2, side=64), metadata={"axes": "ZYX"})
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "cells.png"
+    path.write_bytes(imagecodecs.png_encode(sharp_image(1, 64)))
+    return path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_explaining_leaves_the_image_and_other_pictures_alone(picture, tmp_path):
+    (tmp_path / "old.png").write_bytes(b"a figure")
+    before = contents(tmp_path)
+    for target, words, said in (
+        ("cells.png", (), "is the input itself"),
+        ("cells.png", ("--overwrite",), "is the input itself"),
+        ("old.png", (), "old.png exists"),
+    ):
+        refused = run("explain", picture, tmp_path / target, *words)
+        assert isinstance(refused.exception, ConfigurationError)
+        assert said in str(refused.exception)
+    assert contents(tmp_path) == before
+
+
+def test_a_focal_series_is_measured_without_leaving_files(series, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = run("focus", series)
+    assert said.exit_code == 0, said.output
+    assert "In focus at plane 2" in said.output
+    assert list(contents(tmp_path)) == ["series.tif"]
+
+
+def test_a_focus_curve_is_drawn_as_png_over_nothing_that_is_there(series, tmp_path):
+    before = series.read_bytes()
+    for target, said in ((series, r"expected .png"), (tmp_path / "curve.xyz", r"expected .png")):
+        refused = run("focus", series, "--plot", target)
+        assert isinstance(refused.exception, ConfigurationError)
+        assert said in str(refused.exception)
+    curve = tmp_path / "plots" / "curve.png"
+    assert run("focus", series, "--plot", curve).exit_code == 0
+    assert imagecodecs.png_decode(curve.read_bytes()).shape[:2] == (480, 840)
+    assert "exists" in str(run("focus", series, "--plot", curve).exception)
+    assert run("focus", series, "--plot", curve, "--overwrite").exit_code == 0
+    assert series.read_bytes() == before
+
+
+def test_a_focus_curve_never_replaces_a_series_of_whatever_name(series, tmp_path):
+    disguised = series.rename(tmp_path / "series.png")
+    before = disguised.read_bytes()
+    assert "is the input itself" in str(run("focus", disguised, "--plot", disguised, "--overwrite").exception)
+    assert disguised.read_bytes() == before
+
+
+def test_neither_a_series_nor_its_truth_is_simulated_over_a_file(tmp_path):
+    for there in ("a.ome.tif", "b.truth.ome.tif"):
+        (tmp_path / there).write_bytes(b"measured")
+        name = f"{there[0]}.ome.tif"
+        small = ("--planes", 2, "--size-px", 32, "--specimen", "puncta")
+        refused = run("simulate", tmp_path / name, *small)
+        assert isinstance(refused.exception, ConfigurationError)
+        assert f"{there} exists" in str(refused.exception)
+        assert (tmp_path / there).read_bytes() == b"measured"
+        assert run("simulate", tmp_path / name, *small, "--overwrite").exit_code == 0
+        assert np.ptp(tifffile.imread(tmp_path / there)) > 0
