@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from refocus.errors import ConfigurationError
+from refocus.errors import ConfigurationError, InputError, ModelUnfit, RefocusError, UnreadableImage
 
 
 def check_target(target: Path, *inputs: Path, overwrite: bool = False, suffixes: tuple[str, ...] = ()) -> None:
@@ -39,6 +39,21 @@ def check_target(target: Path, *inputs: Path, overwrite: bool = False, suffixes:
         raise ConfigurationError(f"{target} cannot be written: {nearest} is a file; expected a folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{target} cannot be written: {nearest} is closed to you; choose another place.")
+
+
+@contextlib.contextmanager
+def naming(source: Path) -> Iterator[None]:
+    """Let errors about what `source` holds begin with its name; that it cannot be read is one of them."""
+    try:
+        yield
+    except (InputError, ModelUnfit) as error:
+        if str(error).startswith(str(source)):
+            raise
+        raise type(error)(f"{source}: {error}") from error
+    except RefocusError:
+        raise
+    except OSError as error:
+        raise UnreadableImage(f"{source}: {error.strerror or error}.") from error
 
 
 @contextlib.contextmanager

@@ -16,16 +16,20 @@ from refocus.serving.requests import colors_held, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.training.figures import new_figure
 from refocus.wire.codec import decode
-from refocus.wire.files import check_target, whole_file
+from refocus.wire.files import check_target, naming, whole_file
 from refocus.workflows.restore import OWN_MACHINE, OpticsOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from refocus.optics.settings import OpticalSystem
+
 _BLUE, _RED, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 #: Nats beyond which a radius is out of the question, however far.
 _MOST_NATS = 60.0
+#: Blurs below which no ratio says anything, in px, and the ratio from which on two of them contradict each other.
+_LEAST_COMPARED_PX, _MOST_APART = 2.0, 1.5
 #: Zeros that are marked; those beyond lie in noise.
 _ZEROS = 4
 
@@ -65,28 +69,35 @@ def explain_file(source: Path, target: Path, options: ExplainOptions, console: C
     if not source.is_file():
         raise ConfigurationError(f"{source} is no file; expected an image.")
     check_target(target, source, overwrite=options.overwrite, suffixes=(".png",))
-    image = decode(source.read_bytes(), OWN_MACHINE)
-    if not 0 <= options.plane < len(image.planes):
-        held = f"{len(image.planes)} plane{'s' if len(image.planes) > 1 else ''}, counted from 0"
-        raise UnsupportedImage(f"{source} has {held}; plane {options.plane} was asked for.")
-    optics = optics_of(image, **options.told)
-    config = ServingConfig(limits=OWN_MACHINE)
-    served = Restorer(config, catalog_of(config)).models.pick(options.model, None, colors_held(image.planes), None)
-    found = explain(image.planes[options.plane], served.runner, optics=optics, at=options.at)
+    with naming(source):
+        image = decode(source.read_bytes(), OWN_MACHINE)
+        if not 0 <= options.plane < len(image.planes):
+            held = f"{len(image.planes)} plane{'s' if len(image.planes) > 1 else ''}, counted from 0"
+            raise UnsupportedImage(f"{source} has {held}; plane {options.plane} was asked for.")
+        optics = optics_of(image, **options.told)
+        config = ServingConfig(limits=OWN_MACHINE)
+        served = Restorer(config, catalog_of(config)).models.pick(options.model, None, colors_held(image.planes), None)
+        found = explain(image.planes[options.plane], served.runner, optics=optics, at=options.at)
     with whole_file(target) as unfinished:
         draw_explanation(found).savefig(unfinished, format="png")
-    known = (
-        f"told NA {optics.numerical_aperture:g}"
-        if optics is not None
-        else f"NA near {found.profile.numerical_aperture:g}"
-    )
-    processed = "" if found.noise is None else f"; processed: its noise falls from {found.noise.cutoff_per_px:g}/px on"
-    console.print(
-        f"blur {found.radius_px:.1f} px ({known}), the network says {found.predicted_radius_px:.1f} px{processed}; "
-        f"interval +-{float(np.mean(found.half_width)):.4g} in the mean (model {found.digest[:12]})\n{target} written",
-        markup=False,
-    )
+    console.print(f"{said_of(found, optics)} (model {served.name} {found.digest[:12]})\n{target} written", markup=False)
     return found
+
+
+def said_of(found: Explanation, optics: OpticalSystem | None) -> str:
+    """What is said of it in one line: the blur by both accounts, and how sure the result is."""
+    if not np.ptp(found.given):
+        return "all pixels of the square are alike: no structure to judge a blur by"
+    told = f"told NA {optics.numerical_aperture:g}" if optics else f"NA near {found.profile.numerical_aperture:g}"
+    blurs = found.radius_px, found.predicted_radius_px
+    doubt = ""
+    if min(blurs) > _LEAST_COMPARED_PX and max(blurs) > _MOST_APART * min(blurs):
+        doubt = ": they disagree, so look at the evidence before you trust the result"
+    processed = "" if found.noise is None else f"; processed: its noise falls from {found.noise.cutoff_per_px:g}/px on"
+    return (
+        f"blur {found.radius_px:.1f} px ({told}), the network says {found.predicted_radius_px:.1f} px{doubt}"
+        f"{processed}; interval +-{float(np.mean(found.half_width)):.4g} in the mean"
+    )
 
 
 def draw_explanation(found: Explanation) -> Figure:

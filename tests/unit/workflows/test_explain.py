@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 
 from refocus.cli.main import app
 from refocus.errors import ConfigurationError, RefocusError, UnsupportedImage
+from refocus.model.explanation import Explanation
+from refocus.optics.ladder import PROFILES
 from refocus.optics.simulate import simulate_focal_series
+from refocus.workflows.explain import said_of
 
 
 @pytest.fixture
@@ -57,3 +60,42 @@ def test_what_cannot_be_explained_is_said(
     assert isinstance(ran.exception, error)
     assert says in str(ran.exception)
     assert not (tmp_path / page).exists()
+
+
+def test_an_image_without_structure_has_no_blur(tmp_path: Path) -> None:
+    flat = tmp_path / "flat.tif"
+    tifffile.imwrite(flat, np.full((48, 40), 1000, np.uint16))
+    ran = CliRunner().invoke(app, ["explain", str(flat), str(tmp_path / "page.png")])
+    assert ran.exit_code == 0, ran.output
+    assert "no structure to judge a blur by" in ran.output
+    assert "px (" not in ran.output
+
+
+@pytest.mark.parametrize(
+    ("taken_px", "network_px", "doubted"), [(6.0, 6.5, False), (1.0, 1.9, False), (4.0, 6.1, True), (14.0, 9.0, True)]
+)
+def test_a_blur_that_the_network_takes_for_another_is_doubted(
+    taken_px: float, network_px: float, doubted: bool
+) -> None:
+    found = explanation(radius_px=taken_px, predicted_radius_px=network_px)
+    said = said_of(found, None)
+    assert f"blur {taken_px:.1f} px (NA near {found.profile.numerical_aperture:g})" in said
+    assert ("they disagree" in said) == doubted
+
+
+def explanation(**changes: float) -> Explanation:
+    ramp, none = np.arange(64, dtype=np.float32).reshape(8, 8), np.zeros(0, np.float32)
+    known = {
+        "rows": slice(0, 8), "columns": slice(0, 8), "given": ramp, "restored": ramp, "half_width": ramp,
+        "filtered": None, "deconvolved": None, "radius_px": 1.0, "predicted_radius_px": 1.0, "profile": PROFILES[0],
+        "told": False, "radii_px": none, "spectrum_nats": none, "light_nats": none, "cycles_per_px": none,
+        "power": none, "zeros_cycles_per_px": none, "noise": None, "digest": "0" * 64,
+    }  # fmt: skip
+    return Explanation(**known | changes)
+
+
+def test_an_error_names_the_image(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.tif"
+    bad.write_text("hello")
+    ran = CliRunner().invoke(app, ["explain", str(bad), str(tmp_path / "page.png")])
+    assert str(ran.exception).startswith(f"{bad}: ")
