@@ -12,12 +12,15 @@ from refocus.cli.speaking import console
 
 def restore(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where the result goes: a file or a folder.")],
+    target: Annotated[
+        str, typer.Argument(metavar="OUT", help="Where the result goes: a file, or a folder (new ones: NAME/).")
+    ],
     url: Annotated[str | None, typer.Option(help="Of a server; default: restore in this process.")] = None,
     model: Annotated[str | None, typer.Option(help="NAME, NAME@champion or NAME@DIGEST.")] = None,
     modality: Annotated[str | None, typer.Option(help="fluorescence, brightfield or phase_contrast.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Add the half width of the 90% interval as planes.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace results that are there.")] = False,
+    skip_existing: Annotated[bool, typer.Option(help="Go on after an interruption: leave results alone.")] = False,
     na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture; wins over files'.")] = None,
     pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
     wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
@@ -32,8 +35,8 @@ def restore(
     if modality is not None and known is None:
         raise ConfigurationError(f"modality {modality!r} is not known; expected one of {', '.join(MODALITIES)}.")
     options = Options(
-        url=url, model=model, modality=known, uncertainty=uncertainty, overwrite=overwrite, na=na,
-        pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind,
+        url=url, model=model, modality=known, uncertainty=uncertainty, overwrite=overwrite,
+        skip_existing=skip_existing, na=na, pixel_size_um=pixel_size_um, wavelength_um=wavelength_um, blind=blind,
     )  # fmt: skip
     restore_files(source, target, options, console())
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from refocus.errors import ConfigurationError, InputError, ModelUnfit, RefocusError, RequestRefused, UnsupportedImage
+from refocus.errors import InputError, ModelUnfit, RequestRefused, UnsupportedImage
 from refocus.serving.answers import encode_answer
 from refocus.serving.config import ServingConfig
 from refocus.serving.requests import RestoreRequest, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.wire.codec import can_hold, decode, output_container
-from refocus.wire.files import write_whole
-from refocus.wire.image import Container, ImageLimits
+from refocus.wire.files import naming, write_whole
+from refocus.wire.image import ImageLimits
+from refocus.workflows.places import CONTAINERS, places_of
 from refocus.zstack import Modality
 
-_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
-_CONTAINERS: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
 #: On a person's own machine its memory is the limit.
 OWN_MACHINE = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**20, max_decoded_bytes=2**40)
 
@@ -67,7 +66,8 @@ class Options(OpticsOptions):
     modality : str or None
     uncertainty : bool
         Append the half width of the 90% interval as further planes; needs a TIFF.
-    overwrite : bool
+    overwrite, skip_existing : bool
+        What is done about results that are there; see `places_of`.
     """
 
     url: str | None = None
@@ -75,10 +75,13 @@ class Options(OpticsOptions):
     modality: Modality | None = None
     uncertainty: bool = False
     overwrite: bool = False
+    skip_existing: bool = False
 
 
-def restore_files(source: Path, target: Path, options: Options, console: Console) -> None:
+def restore_files(source: Path, target: str | Path, options: Options, console: Console) -> None:
     """Restore a file, or every image of a folder; one bad file of a folder does not stop the rest.
+
+    What is restored and where results go is told in `refocus.workflows.places`.
 
     Raises
     ------
@@ -87,61 +90,28 @@ def restore_files(source: Path, target: Path, options: Options, console: Console
     InputError
         If files could not be restored; each was named, the others are written.
     """
-    pairs = list(_pairs(source, target, options))
+    places = places_of(source, target, overwrite=options.overwrite, skip_existing=options.skip_existing)
+    for said in places.left_out:
+        console.print(said, markup=False)
+    pairs = places.pairs
+    if not pairs:
+        return
     restore = _by_server(options) if options.url else _in_process(options)
     if not source.is_dir():
         digest = restore(*pairs[0])
-        console.print(f"{pairs[0][1]} written (model {digest[:12]})")
+        console.print(f"{pairs[0][1]} written (model {digest[:12]})", markup=False)
         return
     failed = 0
     for number, (before, after) in enumerate(pairs, 1):
         try:
-            after.parent.mkdir(parents=True, exist_ok=True)
             digest = restore(before, after)
-            console.print(f"{number} of {len(pairs)}: {after} (model {digest[:12]})")
+            console.print(f"{number} of {len(pairs)}: {after} (model {digest[:12]})", markup=False)
         except _OF_ONE_FILE as error:
             failed += 1
-            console.print(f"{number} of {len(pairs)}: {before} left out: {error}", markup=False)
+            reason = str(error).removeprefix(f"{before}: ")
+            console.print(f"{number} of {len(pairs)}: {before} left out: {reason}", markup=False)
     if failed:
         raise InputError(f"{failed} of {len(pairs)} files could not be restored; they are named above.")
-
-
-def _pairs(source: Path, target: Path, options: Options) -> Iterator[tuple[Path, Path]]:
-    if not source.exists():
-        raise ConfigurationError(f"{source} does not exist; expected an image or a folder of images.")
-    if source.is_dir():
-        if target.is_file():
-            raise ConfigurationError(f"{source} is a folder and {target} is a file; expected a folder for the results.")
-        found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in _SUFFIXES]
-        if not found:
-            raise ConfigurationError(f"{source} holds no image; expected {', '.join(_SUFFIXES)}.")
-        pairs = [(path, _named(target / path.relative_to(source))) for path in found]
-        _check_each_its_own(pairs)
-    else:
-        pairs = [(source, _named(target / source.name) if target.is_dir() else target)]
-    for before, after in pairs:
-        if after.exists() and (not options.overwrite or after.samefile(before)):
-            raise ConfigurationError(f"{after} exists; choose another place, or --overwrite (never the input itself).")
-        if after.suffix.lower() not in _CONTAINERS:
-            raise ConfigurationError(f"{after} would be no image that is written; expected .tif, .tiff or .png.")
-        yield before, after
-
-
-def _check_each_its_own(pairs: list[tuple[Path, Path]]) -> None:
-    sources: dict[Path, list[Path]] = {}
-    for before, after in pairs:
-        sources.setdefault(after, []).append(before)
-    shared = {after: befores for after, befores in sources.items() if len(befores) > 1}
-    if shared:
-        named = "\n".join(f"  {after}: {', '.join(map(str, befores))}" for after, befores in shared.items())
-        raise ConfigurationError(
-            f"several images would be written to one file, for JPEG becomes PNG; rename or move all but one:\n{named}"
-        )
-
-
-def _named(path: Path) -> Path:
-    # JPEG would lose again what was just restored.
-    return path.with_suffix(".png") if path.suffix.lower() in (".jpg", ".jpeg") else path
 
 
 def _by_server(options: Options) -> RestoreFile:
@@ -164,12 +134,12 @@ def _in_process(options: Options) -> RestoreFile:
     restorer = Restorer(config, catalog_of(config))
 
     def restore(before: Path, after: Path) -> str:
-        try:
+        with naming(before):
             image = decode(before.read_bytes(), OWN_MACHINE)
             optics = optics_of(image, **options.told)
             if options.pixel_size_um is not None:
                 image = replace(image, pixel_size_um=options.pixel_size_um)
-            container = output_container(image, _CONTAINERS[after.suffix.lower()])
+            container = output_container(image, CONTAINERS[after.suffix.lower()])
             pages = len(image.planes) * (2 if options.uncertainty else 1)
             if not can_hold(container, image, pages=pages):
                 raise UnsupportedImage(
@@ -186,8 +156,6 @@ def _in_process(options: Options) -> RestoreFile:
                 )
             )
             data = encode_answer(image, answer, container)
-        except RefocusError as error:
-            raise type(error)(f"{before}: {error}") from error
         write_whole(after, data)
         return answer.digest
 

@@ -25,6 +25,7 @@ from refocus.model.restore import restore
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.simulate import simulate_focal_series
 from refocus.serving.restorer import Restorer
+from refocus.wire.files import write_whole
 from refocus.workflows import restore as workflow
 from refocus.workflows.restore import Options, restore_files
 from refocus.zstack import Acquisition
@@ -72,7 +73,7 @@ def refuses_b(error: RefocusError) -> workflow.RestoreFile:
     def restore_file(before: Path, after: Path) -> str:
         if before.name == "b.png":
             raise error
-        after.write_bytes(before.read_bytes())
+        write_whole(after, before.read_bytes())
         return "digest of a model"
 
     return restore_file
