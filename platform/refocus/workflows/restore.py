@@ -26,7 +26,42 @@ OWN_MACHINE = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**2
 #: What is wrong with one file and need not be with the next.
 _OF_ONE_FILE = (InputError, RequestRefused, ModelUnfit)
 
-RestoreFile = Callable[[Path, Path], str]
+#: Where a model is chosen for colour unasked: what else to ask for.
+_INSTEAD = {"brightfield": "fluorescence", "fluorescence": "brightfield"}
+
+RestoreFile = Callable[[Path, Path], "Restored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What is told of a result.
+
+    Parameters
+    ----------
+    digest : str
+        Of the model.
+    model : str
+        Its name; empty where a server restored, which tells the digest alone.
+    out_of_range_share : float
+        Of all pixels.
+    instead : str
+        The modality to ask for where the model of another one was chosen unasked; empty where there is no choice.
+    """
+
+    digest: str
+    model: str = ""
+    out_of_range_share: float = 0.0
+    instead: str = ""
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        said = " ".join(filter(None, ["model", self.model, self.digest[:12]]))
+        if self.instead:
+            said += f"; --modality {self.instead} to change"
+        if self.out_of_range_share > 0:
+            share = max(self.out_of_range_share, 0.001)
+            said += f"; {share:.1%} of it out of range: further out of focus than the model was trained for"
+        return said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +133,14 @@ def restore_files(source: Path, target: str | Path, options: Options, console: C
         return
     restore = _by_server(options) if options.url else _in_process(options)
     if not source.is_dir():
-        digest = restore(*pairs[0])
-        console.print(f"{pairs[0][1]} written (model {digest[:12]})", markup=False)
+        done = restore(*pairs[0])
+        console.print(f"{pairs[0][1]} written ({done})", markup=False)
         return
     failed = 0
     for number, (before, after) in enumerate(pairs, 1):
         try:
-            digest = restore(before, after)
-            console.print(f"{number} of {len(pairs)}: {after} (model {digest[:12]})", markup=False)
+            done = restore(before, after)
+            console.print(f"{number} of {len(pairs)}: {after} ({done})", markup=False)
         except _OF_ONE_FILE as error:
             failed += 1
             reason = str(error).removeprefix(f"{before}: ")
@@ -119,21 +154,26 @@ def _by_server(options: Options) -> RestoreFile:
 
     assert options.url is not None
     client = Client(options.url)
-    return lambda before, after: client.refocus_file(
-        before,
-        after,
-        model=options.model,
-        modality=options.modality,
-        uncertainty=options.uncertainty,
-        **options.told,
-    )
+
+    def restore(before: Path, after: Path) -> Restored:
+        digest = client.refocus_file(
+            before,
+            after,
+            model=options.model,
+            modality=options.modality,
+            uncertainty=options.uncertainty,
+            **options.told,
+        )
+        return Restored(digest)
+
+    return restore
 
 
 def _in_process(options: Options) -> RestoreFile:
     config = ServingConfig(limits=OWN_MACHINE)
     restorer = Restorer(config, catalog_of(config))
 
-    def restore(before: Path, after: Path) -> str:
+    def restore(before: Path, after: Path) -> Restored:
         with naming(before):
             image = decode(before.read_bytes(), OWN_MACHINE)
             optics = optics_of(image, **options.told)
@@ -157,6 +197,8 @@ def _in_process(options: Options) -> RestoreFile:
             )
             data = encode_answer(image, answer, container)
         write_whole(after, data)
-        return answer.digest
+        chosen = image.is_color and options.model is None and options.modality is None
+        instead = _INSTEAD.get(answer.model, "") if chosen else ""
+        return Restored(answer.digest, answer.model, answer.out_of_range_share, instead)
 
     return restore

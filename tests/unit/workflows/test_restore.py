@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +29,9 @@ from refocus.optics.simulate import simulate_focal_series
 from refocus.serving.restorer import Restorer
 from refocus.wire.files import write_whole
 from refocus.workflows import restore as workflow
-from refocus.workflows.restore import Options, restore_files
+from refocus.workflows.restore import Options, Restored, restore_files
 from refocus.zstack import Acquisition
+from samples import sharp_image
 
 SYSTEM = OpticalSystem(numerical_aperture=0.95, wavelength_um=0.525, pixel_size_um=0.25)
 
@@ -70,11 +73,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refuses_b(error: RefocusError) -> workflow.RestoreFile:
-    def restore_file(before: Path, after: Path) -> str:
+    def restore_file(before: Path, after: Path) -> Restored:
         if before.name == "b.png":
             raise error
         write_whole(after, before.read_bytes())
-        return "digest of a model"
+        return Restored("digest of a model")
 
     return restore_file
 
@@ -124,3 +127,50 @@ def test_planes_that_a_png_cannot_hold_are_refused_before_the_work(
     monkeypatch.setattr(Restorer, "restore", None)
     with pytest.raises(UnsupportedImage, match=r"the result has 2 of uint16\. Name a \.tif"):
         restore_files(tmp_path / "in.tif", tmp_path / "out.png", Options(uncertainty=True), Console(quiet=True))
+
+
+def told(source: Path, target: Path | str, **options: Any) -> str:
+    said = io.StringIO()
+    restore_files(source, target, Options(**options), Console(file=said, width=300))
+    return said.getvalue()
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No store: what ships with the package restores."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REFOCUS_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_model_that_was_chosen_is_named_and_for_colour_how_to_choose_another(tmp_path: Path) -> None:
+    source = tmp_path / "[red]section.tif"
+    tifffile.imwrite(source, np.stack([sharp_image(n, 72) >> 8 for n in range(3)], -1).astype(np.uint8))
+    digest = ModelPackage.bundled("brightfield").digest[:12]
+    said = told(source, tmp_path / "[bold]out.tif")
+    written = f"{tmp_path}/[bold]out.tif written (model brightfield {digest}; --modality fluorescence to change"
+    assert said.startswith(written)
+    assert "--modality" not in told(source, tmp_path / "other.tif", modality="brightfield")
+
+
+def test_a_result_says_how_much_of_it_is_out_of_range() -> None:
+    assert str(Restored("0123456789abcdef", "fluorescence")) == "model fluorescence 0123456789ab"
+    assert str(Restored("0123456789abcdef")) == "model 0123456789ab"
+    assert "; 12.5% of it out of range" in str(Restored("0123456789abcdef", "fluorescence", 0.125))
+    assert "; 0.1% of it out of range" in str(Restored("0123456789abcdef", "fluorescence", 1e-6))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_file_that_is_left_out_of_a_folder_is_named_once(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bad.tif").write_text("hello")
+    (folder / "notes.txt").write_text("hello")
+    said = io.StringIO()
+    with pytest.raises(InputError, match="1 of 1 files could not be restored"):
+        restore_files(folder, tmp_path / "out", Options(), Console(file=said, width=300))
+    first, second = said.getvalue().splitlines()
+    assert first == "1 other file left out: 1 .txt."
+    assert second.startswith(f"1 of 1: {folder}/bad.tif left out: ")
+    assert second.count("bad.tif") == 1
