@@ -16,20 +16,32 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn errors raised on purpose into one message and their exit status; REFOCUS_TRACEBACK=1 shows all."""
+    """Turn errors raised on purpose, and those of files and networks, into one message and their exit status.
+
+    REFOCUS_TRACEBACK=1 shows all.
+    """
     try:
         yield
-    except RefocusError as error:
+    except (RefocusError, OSError) as error:
         if os.environ.get("REFOCUS_TRACEBACK") == "1":
             raise
         sys.stdout.flush()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(error.exit_status) from None
+        print(f"{type(error).__name__}: {_said_by(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_status if isinstance(error, RefocusError) else 1) from None
+
+
+def _said_by(error: RefocusError | OSError) -> str:
+    if isinstance(error, RefocusError) or error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}."
 
 
 def console() -> Console:
     """Return where commands and jobs speak to a person."""
     from rich.console import Console
 
-    # A job's output goes to a log that has no width of its own.
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=not sys.stdout.isatty())
+    # Names of files may hold brackets and colons: nothing that is said is markup. A job's log has no width of its own.
+    at_screen = sys.stdout.isatty()
+    return Console(
+        width=None if at_screen else 120, highlight=False, soft_wrap=not at_screen, markup=False, emoji=False
+    )
