@@ -36,15 +36,26 @@ def config_check(
     files: Annotated[list[Path], typer.Argument(help="Serve configs to check.", exists=True, dir_okay=False)],
 ) -> None:
     """Check serve configs strictly: Serve itself accepts misspelt keys without a word."""
-    import yaml
-
     from refocus.errors import ConfigurationError
-    from refocus.serving.config import check_serve_config
 
-    problems = [said for file in files for said in check_serve_config(yaml.safe_load(file.read_text()), name=file.name)]
+    problems = [said for file in files for said in _problems_of(file)]
     if problems:
         raise ConfigurationError("\n  ".join(["these serve configs do not hold:", *problems]))
     console().print(f"{len(files)} serve config{'s' if len(files) > 1 else ''} checked, nothing to say.")
+
+
+def _problems_of(file: Path) -> list[str]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return [f"{file}: is no YAML: {' '.join(str(error).split())}"]
+    if document is None:
+        return [f"{file}: is empty; expected a mapping with 'applications'."]
+    from refocus.serving.config import check_serve_config
+
+    return check_serve_config(document, name=file.name)
 
 
 def main() -> None:
