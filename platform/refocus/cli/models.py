@@ -18,13 +18,23 @@ Reference = Annotated[str, typer.Argument(help="champion, challenger, or the beg
 
 @app.command("list")
 def list_models() -> None:
-    """List models, versions and which of them the aliases name."""
+    """List models, versions and which of them the aliases name; the bundled ones need no store."""
     from rich.table import Table
 
-    from refocus.errors import ModelMissing
+    from refocus.errors import ConfigurationError, ModelMissing
+    from refocus.model.checkpoint import ModelPackage, bundled_names
 
-    catalog = _catalog()
     table = Table("model", "version", "alias", "created", "by", "run", "MB")
+    for model in bundled_names():
+        package = ModelPackage.bundled(model)
+        megabytes = sum(len(data) for data in package.files().values()) / 1e6
+        table.add_row(model, package.digest[:12], "bundled", "", "", "", f"{megabytes:.1f}")
+    try:
+        catalog = _catalog()
+    except ConfigurationError as error:
+        console().print(table)
+        console().print(f"Bundled models alone: {error}")
+        return
     for model in catalog.models():
         named: dict[str, str] = {}
         for alias in ("champion", "challenger"):

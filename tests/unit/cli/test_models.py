@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from typer.testing import CliRunner
+
+from refocus.cli import models
+from refocus.cli.main import app
+from refocus.errors import ConfigurationError
+from refocus.model.checkpoint import ModelPackage, bundled_names
+
+
+def test_bundled_models_are_listed_where_there_is_no_store(monkeypatch):
+    def none():
+        raise ConfigurationError("no object store is configured")
+
+    monkeypatch.setattr(models, "_catalog", none)
+    said = CliRunner().invoke(app, ["models", "list"])
+    assert said.exit_code == 0, said.output
+    assert "no object store is configured" in said.output
+    for name in bundled_names():
+        row = next(line for line in said.output.splitlines() if f" {name} " in line)
+        assert ModelPackage.bundled(name).digest[:12] in row
+        assert "bundled" in row
+
+
+def test_bundled_models_are_listed_beside_those_of_the_store(monkeypatch, catalog):
+    monkeypatch.setattr(models, "_catalog", lambda: catalog)
+    said = CliRunner().invoke(app, ["models", "list"])
+    assert said.exit_code == 0, said.output
+    assert said.output.count("bundled") == len(bundled_names())
