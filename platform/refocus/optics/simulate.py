@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,10 +115,14 @@ def simulate_focal_series(
     ConfigurationError
         If the specimen is not known, or sizes do not make sense.
     """
-    if planes < 1 or z_step_um <= 0 or min(size_px) < 8 or slice_um <= 0:
+    if planes < 1 or min(size_px) < 8 or not all(0 < length < math.inf for length in (z_step_um, slice_um)):
         raise ConfigurationError(
             f"{planes} planes every {z_step_um} um of {size_px[0]} x {size_px[1]} px in slices of {slice_um} um cannot "
             "be simulated; expected at least 1 plane, positive distances, 8 px or more a side."
+        )
+    if not (abs(tilt_deg) < 90 and math.isfinite(tilt_azimuth_deg)):
+        raise ConfigurationError(
+            f"a tilt of {tilt_deg} degrees towards {tilt_azimuth_deg} came; expected less than 90, such as 2."
         )
     middle = (planes - 1) / 2 if focus_plane is None else focus_plane
     defocus_um = (np.arange(planes, dtype=np.float64) - middle) * np.float64(z_step_um)
