@@ -81,12 +81,12 @@ def focus(
     """Print how sharp each plane of a focal series is, and which is in focus; draw it with --plot."""
     from refocus.focus.commands import report_focus
     from refocus.io.microscopy import open_image
-    from refocus.wire.files import check_target
+    from refocus.wire.files import check_target, naming
     from refocus.zstack import Acquisition
 
     if plot is not None:
         check_target(plot, stack, overwrite=overwrite, suffixes=(".png",))
-    with open_image(stack, axes=axes, answers=Acquisition(z_step_um=z_step_um)) as image:
+    with naming(stack), open_image(stack, axes=axes, answers=Acquisition(z_step_um=z_step_um)) as image:
         report_focus(
             (image.plane(z=z, c=channel, t=time) for z in range(image.size("Z"))),
             acquisition=image.acquisition,

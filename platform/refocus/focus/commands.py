@@ -32,7 +32,13 @@ def report_focus(
     plot: Path | None,
     console: Console,
 ) -> InFocusPlane:
-    """Measure a series in one pass, print its curve, in-focus plane and tilt, and draw the curve to `plot`, if any."""
+    """Measure a series in one pass, print its curve, in-focus plane and tilt, and draw the curve to `plot`, if any.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two planes, or they cannot be measured.
+    """
     from refocus.focus.plot import plot_focus
 
     measured = measure_named(measure)
@@ -47,13 +53,18 @@ def report_focus(
             yield grey
 
     tiles = focus_map(watched(), tile_px=tile_px, measure=measure)
+    if len(values) < 2:
+        raise InputError(
+            "one plane came; a series through focus is needed. Where the file calls its planes channels or times, say "
+            "what they are (--axes ZYX)."
+        )
     found = peak_of(np.asarray(values) * drift_correction(np.asarray(means), measure))
-    console.print(f"{name}: {len(values)} planes, {measure}")
+    console.print(f"{name}: {len(values)} planes, {measure}", markup=False)
     _print_curve(found, console)
     console.print(_said_of_tilt(tiles, acquisition))
     if plot is not None:
         plot_focus(found, plot, title=name, measure=measure, z_step_um=acquisition.z_step_um)
-        console.print(f"The curve is drawn in {plot}.")
+        console.print(f"The curve is drawn in {plot}.", markup=False)
     return found
 
 
@@ -62,7 +73,9 @@ def _print_curve(found: InFocusPlane, console: Console) -> None:
     for z, value in enumerate(found.curve):
         bar = "#" * round(_BAR_CHARACTERS * (value - lowest) / height)
         console.print(f"{z:5d}  {value:12.5g}  {bar}{'  <' if z == found.index else ''}")
-    if found.at_edge:
+    if not np.ptp(found.curve):
+        console.print("All planes are equally sharp: no structure to judge focus by.")
+    elif found.at_edge:
         console.print(
             f"Sharpest at plane {found.index}, the edge of the series: focus may lie outside; do not train on it."
         )

@@ -203,6 +203,10 @@ def _open_group(location: Path | tuple[ObjectStore, str], name: str, etag: str |
         if not isinstance(location, Path):
             # To zarr a bucket that is missing is a group that is missing: let the store say which.
             next(location[0].list(location[1]), None)
+        elif not any((location / marker).exists() for marker in _MARKERS):
+            raise UnreadableImage(
+                f"{name} is a folder and no OME-Zarr, which holds {' or '.join(_MARKERS)}. Name one image in it."
+            ) from None
         raise UnreadableImage(f"{name} is no Zarr group ({type(error).__name__}: {error}).") from error
 
 

@@ -43,7 +43,10 @@ def check_target(target: Path, *inputs: Path, overwrite: bool = False, suffixes:
 
 @contextlib.contextmanager
 def naming(source: Path) -> Iterator[None]:
-    """Let errors about what `source` holds begin with its name; that it cannot be read is one of them."""
+    """Let errors about what `source` holds begin with its name; that it cannot be read is one of them.
+
+    Errors of the file system that name another file are left as they are.
+    """
     try:
         yield
     except (InputError, ModelUnfit) as error:
@@ -53,6 +56,8 @@ def naming(source: Path) -> Iterator[None]:
     except RefocusError:
         raise
     except OSError as error:
+        if error.filename not in (None, str(source), source):
+            raise
         raise UnreadableImage(f"{source}: {error.strerror or error}.") from error
 
 

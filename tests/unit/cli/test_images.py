@@ -9,7 +9,7 @@ import tifffile
 from typer.testing import CliRunner
 
 from refocus.cli.main import app
-from refocus.errors import ConfigurationError
+from refocus.errors import ConfigurationError, InputError
 from samples import focal_series, sharp_image
 
 
@@ -20,7 +20,7 @@ def run(*words):
 @pytest.fixture
 def series(tmp_path):
     path = tmp_path / "series.tif"
-    tifffile.imwrite(path, focal_series(planes=5, best=2, side=64), metadata={"axes": "ZYX"})
+    tifffile.imwrite(path, focal_series(planes=5, best=2, side=64), photometric="minisblack", metadata={"axes": "ZYX"})
     return path
 
 
@@ -89,3 +89,37 @@ def test_neither_a_series_nor_its_truth_is_simulated_over_a_file(tmp_path):
         assert (tmp_path / there).read_bytes() == b"measured"
         assert run("simulate", tmp_path / name, *small, "--overwrite").exit_code == 0
         assert np.ptp(tifffile.imread(tmp_path / there)) > 0
+
+
+def test_a_series_that_cannot_be_judged_is_named_with_the_reason(tmp_path):
+    one, broken, folder = tmp_path / "one.tif", tmp_path / "broken.tif", tmp_path / "scans"
+    tifffile.imwrite(one, sharp_image(1, 64), metadata={"axes": "YX"})
+    tifffile.imwrite(
+        broken, np.full((3, 64, 64), np.nan, np.float32), photometric="minisblack", metadata={"axes": "ZYX"}
+    )
+    folder.mkdir()
+    for path, said in (
+        (one, f"{one}: one plane came; a series through focus is needed"),
+        (broken, f"{broken}: a focus measure got NaN"),
+        (folder, f"{folder} is a folder and no OME-Zarr"),
+    ):
+        refused = run("focus", path)
+        assert isinstance(refused.exception, InputError)
+        assert str(refused.exception).startswith(said)
+
+
+def test_planes_without_structure_have_no_focus(tmp_path):
+    path = tmp_path / "flat.tif"
+    tifffile.imwrite(path, np.full((4, 64, 64), 7, np.uint16), photometric="minisblack", metadata={"axes": "ZYX"})
+    said = run("focus", path)
+    assert said.exit_code == 0, said.output
+    assert "no structure to judge focus by" in said.output
+    assert "Sharpest at" not in said.output
+
+
+@pytest.mark.parametrize("words", [("--z-step-um", "nan"), ("--z-step-um", "inf"), ("--tilt-deg", "nan"),
+                                   ("--tilt-deg", "90")])  # fmt: skip
+def test_what_is_no_length_or_angle_cannot_be_simulated(tmp_path, words):
+    refused = run("simulate", tmp_path / "series.ome.tif", *words)
+    assert isinstance(refused.exception, ConfigurationError)
+    assert not list(tmp_path.iterdir())

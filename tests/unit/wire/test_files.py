@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from refocus.errors import ConfigurationError
-from refocus.wire.files import check_target, whole_file, write_whole
+from refocus.errors import ConfigurationError, ModelMissing, UnreadableImage, UnsupportedImage
+from refocus.wire.files import check_target, naming, whole_file, write_whole
 
 
 @pytest.fixture
@@ -66,3 +68,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(given, tmp_path
 def test_an_error_of_the_file_system_names_the_file_that_was_asked_for(given):
     with pytest.raises(OSError, match=r"in\.png/out\.tif"):
         write_whole(given / "out.tif", b"")
+
+
+@pytest.mark.parametrize(("error", "becomes", "said"), [
+    (UnsupportedImage("it is a film"), UnsupportedImage, "cells.tif: it is a film"),
+    (UnsupportedImage("cells.tif has 2 planes"), UnsupportedImage, "cells.tif has 2 planes"),
+    (ModelMissing("no model is named x"), ModelMissing, "no model is named x"),
+    (PermissionError(13, "Permission denied", "cells.tif"), UnreadableImage, "cells.tif: Permission denied."),
+    (OSError(28, "No space left on device", "out.png"), OSError, "[Errno 28] No space left on device: 'out.png'"),
+])  # fmt: skip
+def test_errors_about_a_file_begin_with_its_name_and_others_do_not(error, becomes, said):
+    with pytest.raises(becomes) as raised, naming(Path("cells.tif")):
+        raise error
+    assert str(raised.value) == said
