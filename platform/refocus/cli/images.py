@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,20 +11,47 @@ import typer
 from refocus.cli.speaking import console
 
 
+def _between(lowest: float, highest: float, unit: str) -> Callable[[float | None], float | None]:
+    """Check a number given; that it is one, too, which ranges of the command line let pass."""
+
+    def checked(value: float | None) -> float | None:
+        if value is not None and not lowest <= value <= highest:
+            hint = (
+                f"; {value:g} nm are {value / 1e3:g} um" if unit == " um" and lowest <= value / 1e3 <= highest else ""
+            )
+            raise typer.BadParameter(f"{value:g} came; expected {lowest:g} to {highest:g}{unit}{hint}.")
+        return value
+
+    return checked
+
+
+_Aperture = Annotated[
+    float | None, typer.Option(callback=_between(0.01, 1.7, ""), help="Numerical aperture; wins over files'.")
+]
+_PixelSize = Annotated[float | None, typer.Option(callback=_between(1e-3, 100, " um"), help="Pixel size, likewise.")]
+_Wavelength = Annotated[float | None, typer.Option(callback=_between(0.1, 2, " um"), help="Of the light, likewise.")]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        help="fluorescence, fluorescence_small, brightfield (bundled), or NAME, NAME@champion, NAME@DIGEST of a store."
+    ),
+]
+
+
 def restore(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],
     target: Annotated[
         str, typer.Argument(metavar="OUT", help="Where the result goes: a file, or a folder (new ones: NAME/).")
     ],
     url: Annotated[str | None, typer.Option(help="Of a server; default: restore in this process.")] = None,
-    model: Annotated[str | None, typer.Option(help="NAME, NAME@champion or NAME@DIGEST.")] = None,
+    model: _Model = None,
     modality: Annotated[str | None, typer.Option(help="fluorescence, brightfield or phase_contrast.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Add the half width of the 90% interval as planes.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace results that are there.")] = False,
     skip_existing: Annotated[bool, typer.Option(help="Go on after an interruption: leave results alone.")] = False,
-    na: Annotated[float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture; wins over files'.")] = None,
-    pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
-    wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
+    na: _Aperture = None,
+    pixel_size_um: _PixelSize = None,
+    wavelength_um: _Wavelength = None,
     blind: Annotated[bool, typer.Option(help="Ignore what files say of the optics.")] = False,
 ) -> None:
     """Bring images into focus: same format, size, type and metadata, with the model's digest added."""
@@ -44,16 +72,14 @@ def restore(
 def explain(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The PNG to write.")],
-    model: Annotated[str | None, typer.Option(help="NAME, NAME@champion or NAME@DIGEST.")] = None,
+    model: _Model = None,
     plane: Annotated[int, typer.Option(help="Which of the file's planes, from 0.")] = 0,
     at: Annotated[
         tuple[int, int] | None, typer.Option(metavar="ROW COLUMN", help="The place; default: where spectra tell most.")
     ] = None,
-    na: Annotated[
-        float | None, typer.Option(min=0.01, max=1.7, help="Numerical aperture; wins over the file's.")
-    ] = None,
-    pixel_size_um: Annotated[float | None, typer.Option(min=1e-3, max=100, help="Pixel size, likewise.")] = None,
-    wavelength_um: Annotated[float | None, typer.Option(min=0.1, max=2, help="Of the light, likewise.")] = None,
+    na: _Aperture = None,
+    pixel_size_um: _PixelSize = None,
+    wavelength_um: _Wavelength = None,
     blind: Annotated[bool, typer.Option(help="Ignore what the file says of the optics.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a picture that is there.")] = False,
 ) -> None:

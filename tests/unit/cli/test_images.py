@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from refocus.cli.main import app
 from refocus.errors import ConfigurationError, InputError
+from refocus.model.checkpoint import bundled_names
 from samples import focal_series, sharp_image
 
 
@@ -123,3 +124,23 @@ def test_what_is_no_length_or_angle_cannot_be_simulated(tmp_path, words):
     refused = run("simulate", tmp_path / "series.ome.tif", *words)
     assert isinstance(refused.exception, ConfigurationError)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--na", "nan"), "nan came; expected 0.01 to 1.7"),
+    (("--na", "1.9"), "1.9 came; expected 0.01 to 1.7."),
+    (("--wavelength-um", "525"), "expected 0.1 to 2 um; 525 nm are 0.525 um"),
+    (("--pixel-size-um", "325"), "expected 0.001 to 100 um; 325 nm are 0.325 um"),
+    (("--pixel-size-um", "inf"), "expected 0.001 to 100 um."),
+])  # fmt: skip
+@pytest.mark.parametrize("command", ["restore", "explain"])
+def test_optics_that_cannot_be_are_refused_with_their_unit(picture, tmp_path, command, words, said):
+    refused = CliRunner(env={"COLUMNS": "300"}).invoke(app, [command, str(picture), str(tmp_path / "out.png"), *words])
+    assert refused.exit_code == 2
+    assert said in refused.output
+
+
+@pytest.mark.parametrize("command", ["restore", "explain"])
+def test_the_help_names_the_bundled_models(command):
+    said = CliRunner(env={"COLUMNS": "300"}).invoke(app, [command, "--help"]).output
+    assert all(name in said for name in bundled_names())
