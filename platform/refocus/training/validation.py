@@ -13,7 +13,7 @@ import numpy as np
 from refocus.data.dataset import DatasetVersion
 from refocus.data.splits import Split, is_image, specimen_of, split_of
 from refocus.data.tiles import Tile, drawn
-from refocus.errors import DatasetIncomplete
+from refocus.errors import DatasetIncomplete, InputError
 from refocus.io.microscopy import ImageSource, open_image
 from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.checkpoint import ModelPackage
@@ -149,7 +149,8 @@ def sharp_images_in(
 ) -> list[SharpImage]:
     """Read the sharp images of a folder that belong to a split, by the rule that ingest follows.
 
-    Each channel and time is an image of its own. Focal series are left out, and a warning says how many.
+    Each channel and time is an image of its own. Focal series are left out, and a warning says how many; another names
+    each file that cannot be read.
 
     Parameters
     ----------
@@ -166,17 +167,21 @@ def sharp_images_in(
         specimen = specimen_of(path.name)
         if split is not None and split_of(specimen) != split:
             continue
-        with open_image(path.read_bytes(), name=str(path)) as source:
-            if source.size("Z") > 1:
-                series.append(path)
-                continue
-            said = source.acquisition.modality
-            for part, pixels in _fields_of(source):
-                if modality_of is not None:
-                    modality = modality_of(path, len(pixels))
-                else:
-                    modality = said or ("brightfield" if len(pixels) == 3 else "fluorescence")
-                found.append(SharpImage(pixels, specimen, modality, path.relative_to(folder).as_posix() + part))
+        try:
+            with open_image(path.read_bytes(), name=str(path)) as source:
+                if source.size("Z") > 1:
+                    series.append(path)
+                    continue
+                said, fields = source.acquisition.modality, list(_fields_of(source))
+        except InputError as error:
+            _log.warning("left out: %s", error)
+            continue
+        for part, pixels in fields:
+            if modality_of is not None:
+                modality = modality_of(path, len(pixels))
+            else:
+                modality = said or ("brightfield" if len(pixels) == 3 else "fluorescence")
+            found.append(SharpImage(pixels, specimen, modality, path.relative_to(folder).as_posix() + part))
     if series:
         _log.warning(
             "%d files of %s hold several z-planes and are left out, such as %s: a focal series is no sharp image. "

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from refocus.data.dataset import DatasetVersion
 from refocus.data.splits import Split
-from refocus.errors import ConfigurationError, InputError
+from refocus.errors import ConfigurationError, InputError, ModelMissing, UnsupportedImage
 from refocus.io.microscopy import open_image
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
@@ -35,7 +35,8 @@ from refocus.training.trust import (
     with_shipped_gate,
 )
 from refocus.training.validation import QUICK, calibrated_on_split, evenly, report_on_split, sharp_images_in
-from refocus.zstack import MODALITIES
+from refocus.wire.files import check_target, naming, write_whole
+from refocus.zstack import MODALITIES, ZStack
 
 EXAMPLES = 3
 CALIBRATION_IMAGES = 80
@@ -59,7 +60,7 @@ class EvaluationOptions:
     models : tuple of str
         Names of bundled models or folders of packages; the first is judged. None measures the baselines alone.
     out : Path
-        Folder of the report.
+        Folder of the report; an earlier one there is replaced.
     dataset : str or None
         A dataset version; or else
     images, stacks : Path or None
@@ -117,7 +118,13 @@ class EvaluationOptions:
 
 
 def evaluate_and_write(options: EvaluationOptions, console: Console) -> EvaluationReport:
-    """Evaluate packages and write the report."""
+    """Evaluate packages and write the report.
+
+    What cannot be measured of a folder is left out and named.
+    """
+    places = [options.out] if options.calibrate is None else [options.out, options.calibrate]
+    for folder in places:
+        check_target(folder / "evaluation.json", overwrite=True)
     packages = [open_package(name) for name in options.models]
     version = None
     if options.dataset is not None:
@@ -134,20 +141,19 @@ def evaluate_and_write(options: EvaluationOptions, console: Console) -> Evaluati
         sharp: list[SharpImage] = []
         report = _on_dataset(rows, version, options, _progress(console))
     else:
-        sharp, planes = _from_folders(packages, options)
+        sharp, planes = _from_folders(packages, options, console)
         report = _on_images(rows, sharp, planes, options, _progress(console))
     if options.baselines_from is not None:
         earlier = EvaluationReport.model_validate_json(options.baselines_from.read_bytes())
         report = report.with_rows_of(earlier)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "evaluation.json").write_text(report.model_dump_json())
+    write_whole(options.out / "evaluation.json", report.model_dump_json().encode())
     if options.calibrate is not None:
         replace(packages[0], evaluation=report.model_dump(mode="json")).save(options.calibrate)
         console.print(f"Calibrated package written: {options.calibrate}")
     methods = {name: network_method(package, check=False, optics=options.told) for name, package in rows.items()}
     shown = [] if options.scope == "quick" else evenly(sharp, EXAMPLES)
     page = html_report(report, examples_of(methods, shown, options.scenes))
-    (options.out / "evaluation.html").write_text(page)
+    write_whole(options.out / "evaluation.html", page.encode())
     _print_tables(report, console)
     console.print(f"\nWritten: {options.out / 'evaluation.html'} and {options.out / 'evaluation.json'}")
     return report
@@ -166,6 +172,7 @@ def fit_gate_and_write(out: Path, images: Path | None, console: Console, *, larg
     """
     if images is None:
         raise InputError("no images were named to fit a gate on; give --images.")
+    check_target(out, overwrite=True)
     fit_on, measured_on = (
         [i for split in splits for i in sharp_images_in(images, split) if i.holds_a_field]
         for splits in (("train", "calibration"), ("validation",))
@@ -177,7 +184,7 @@ def fit_gate_and_write(out: Path, images: Path | None, console: Console, *, larg
     ]
     tell = _progress(console)
     gate = gate_for(largest_blur_px, chosen, progress=lambda done, total: tell("tiles of the gate", done, total))
-    out.write_text(gate.model_dump_json())
+    write_whole(out, gate.model_dump_json().encode())
     held = evenly(measured_on, 40)
     console.print(
         f"\nFitted on {len(chosen)} images; share of tiles flagged on {len(held)} others, by blur over the range"
@@ -201,7 +208,13 @@ def open_package(name: str) -> ModelPackage:
     ModelMissing
         If there is neither.
     """
-    return ModelPackage.bundled(name) if name in bundled_names() else ModelPackage.load(Path(name))
+    if name in bundled_names():
+        return ModelPackage.bundled(name)
+    if not Path(name).is_dir():
+        raise ModelMissing(
+            f"{name!r} is neither the folder of a package nor a bundled model; those are {', '.join(bundled_names())}."
+        )
+    return ModelPackage.load(Path(name))
 
 
 def _system(objective: Sequence[float]) -> OpticalSystem:
@@ -289,7 +302,7 @@ def _trusted(
 
 
 def _from_folders(
-    packages: Sequence[ModelPackage], options: EvaluationOptions
+    packages: Sequence[ModelPackage], options: EvaluationOptions, console: Console
 ) -> tuple[list[SharpImage], list[MeasuredPlane]]:
     modalities = {p.config.modality for p in packages}
     sharp = sharp_images_in(options.images, options.split) if options.images is not None else []
@@ -301,13 +314,29 @@ def _from_folders(
         kept = [i for name in MODALITIES for i in evenly([i for i in sharp if i.modality == name], options.most)]
     planes: list[MeasuredPlane] = []
     for path in _series_in(options.stacks) if options.stacks is not None else ():
-        with open_image(path, axes="ZYX") as source:
-            stack = source.stack(specimen=path.name)
-        # Phase contrast has no model of its own; its series are shown beside the fluorescence ones.
-        named = stack.acquisition.modality
-        if named is None or not modalities or named in modalities:
-            planes += thinned(planes_of(stack), 16)
+        try:
+            with naming(path):
+                stack = _series(path)
+                # Phase contrast has no model of its own; its series are shown beside the fluorescence ones.
+                named = stack.acquisition.modality
+                if named is None or not modalities or named in modalities:
+                    planes += thinned(planes_of(stack), 16)
+        except InputError as error:
+            if path == options.stacks:
+                raise
+            console.print(f"  left out: {error}", markup=False)
     return kept, planes
+
+
+def _series(path: Path) -> ZStack:
+    try:
+        with open_image(path, axes="ZYX") as source:
+            return source.stack(specimen=path.name)
+    except ConfigurationError as error:
+        raise UnsupportedImage(
+            f"{path} is no focal series of one channel; expected three planes or more (axes ZYX). Sharp images are "
+            "evaluated by the name of their folder."
+        ) from error
 
 
 def _series_in(place: Path) -> list[Path]:

@@ -135,3 +135,12 @@ def test_a_folder_is_split_as_ingest_splits_it(folder):
         assert images
         assert {split_of(i.specimen) for i in images} == {split}
     assert len(sharp_images_in(folder, None)) == len(list(folder.iterdir()))
+
+
+def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path, picture, caplog):
+    (tmp_path / "sound.png").write_bytes(imagecodecs.png_encode(picture))
+    (tmp_path / "broken.png").write_bytes(imagecodecs.png_encode(picture)[:999])
+    (tmp_path / "empty.tif").touch()
+    assert [image.source for image in sharp_images_in(tmp_path, None)] == ["sound.png"]
+    for record, name in zip(caplog.records, ("broken.png", "empty.tif"), strict=True):
+        assert record.message.startswith(f"left out: {tmp_path / name}")

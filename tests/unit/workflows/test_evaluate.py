@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -20,7 +22,7 @@ from typer.testing import CliRunner
 from refocus.cli.main import app
 from refocus.data.dataset import DatasetVersion
 from refocus.data.splits import split_of
-from refocus.errors import ConfigurationError, InputError
+from refocus.errors import ConfigurationError, InputError, ModelMissing
 from refocus.model.abstain import RangeGate
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.evaluation import EvaluationReport
@@ -152,6 +154,32 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(folder, series, 
     empty.mkdir()
     with pytest.raises(InputError, match="no image to evaluate on"):
         evaluate_and_write(EvaluationOptions((package,), tmp_path, images=empty), Console(quiet=True))
+
+
+def test_a_series_that_is_none_is_left_out_of_a_folder_and_refused_alone(series, tmp_path):
+    package, folder, said = saved(tmp_path / "p"), tmp_path / "stacks", io.StringIO()
+    folder.mkdir()
+    (folder / "sound.tif").write_bytes(series.read_bytes())
+    (folder / "[text].tif").write_text("hello")
+    one = folder / "single.tif"
+    tifffile.imwrite(one, data.camera()[100:300, 100:300], metadata={"axes": "YX"})
+    options = EvaluationOptions((package,), tmp_path / "out", stacks=folder)
+    report = evaluate_and_write(options, Console(file=said, width=300))
+    assert {m.specimen for m in report.select()} == {"sound.tif"}
+    left_out = [line for line in said.getvalue().splitlines() if line.startswith("  left out: ")]
+    assert [name in line for name, line in zip(("[text].tif: ", "single.tif is no"), left_out, strict=True)] == [
+        True
+    ] * 2
+    with pytest.raises(InputError, match=r"single\.tif is no focal series .*three planes"):
+        evaluate_and_write(replace(options, stacks=one), Console(quiet=True))
+
+
+def test_what_is_no_model_and_no_place_for_a_report_is_refused_before_the_work(series, tmp_path):
+    with pytest.raises(ModelMissing, match=r"'nope' is neither .* brightfield, fluorescence"):
+        evaluate_and_write(EvaluationOptions(("nope",), tmp_path / "out", stacks=series), Console(quiet=True))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="file is a file; expected a folder"):
+        evaluate_and_write(EvaluationOptions((), tmp_path / "file", stacks=series), Console(quiet=True))
 
 
 def test_a_package_is_calibrated_on_a_dataset_as_on_a_folder(store, tmp_path):
