@@ -230,7 +230,7 @@ class ModelSet:
             return serving
         if self.catalog is None or (self.names and name not in self.names):
             served = ", ".join(sorted(self._serving)) or "none"
-            raise ModelMissing(f"model {name!r} ({version}) is not served; there is: {served}.")
+            raise ModelMissing(f"model {name!r} ({version}) is not there; there is: {served}.")
         if version == "champion":
             served = ", ".join(sorted(self._serving)) or "none"
             raise ModelMissing(f"model {name!r} has no champion that serves; these do: {served}.")

@@ -69,7 +69,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     ),
     415: _problem(
         "The body is no image, or is coded",
-        Refusal(415, "no-image", "The body begins with b'<html>', which is no image that is read here."),
+        Refusal(415, "no-image", "The file begins with b'<html>', which is no image that is read here."),
     ),
     422: _problem(
         "The image is broken, of a kind that is not handled, or a parameter does not fit",

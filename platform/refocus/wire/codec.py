@@ -41,9 +41,9 @@ def sniff(body: bytes) -> Container:
         if body.startswith(signature):
             return container
     if not body:
-        raise UnreadableImage("The body is empty; expected a TIFF, PNG or JPEG image.")
+        raise UnreadableImage("The file is empty; expected a TIFF, PNG or JPEG image.")
     raise UnreadableImage(
-        f"The body begins with {body[:8]!r}, which is no image that is read here; expected TIFF, PNG or JPEG."
+        f"The file begins with {body[:8]!r}, which is no image that is read here; expected TIFF, PNG or JPEG."
     )
 
 

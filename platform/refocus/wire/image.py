@@ -174,7 +174,12 @@ def check_values(planes: npt.NDArray[Any]) -> None:
         return
     lowest, highest = float(planes.min()), float(planes.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise UnsupportedImage("The image holds values that are NaN or infinite; replace them first.")
+        bad = ~np.isfinite(planes)
+        plane, row, column = (int(place) for place in np.unravel_index(int(bad.argmax()), bad.shape)[:3])
+        raise UnsupportedImage(
+            f"{np.count_nonzero(bad)} of {bad.size} values of the image are NaN or infinite, the first in plane "
+            f"{plane}, row {row}, column {column}, counted from 0; replace them first."
+        )
     if max(-lowest, highest) > LARGEST_VALUE or 0 < highest - lowest < SMALLEST_RANGE:
         raise UnsupportedImage(
             f"The image's values go from {lowest:g} to {highest:g}; they are computed in single precision, which needs "

@@ -29,7 +29,7 @@ def decode_jpeg(body: bytes, limits: ImageLimits) -> WireImage:
     if components not in (1, 3):
         raise UnsupportedImage(f"The JPEG has {components} colour components; expected 1 (grey) or 3 (RGB).")
     if not body.rstrip(b"\0").endswith(b"\xff\xd9") and b"\xff\xd9" not in body[-4096:]:
-        raise UnreadableImage("The JPEG ends before its end marker; it was truncated on the way.")
+        raise UnreadableImage("The JPEG ends before its end marker; it was truncated.")
     pixels = imagecodecs.jpeg8_decode(body)
     if pixels.shape[:2] != (height_px, width_px):
         raise UnreadableImage(f"The JPEG claims {width_px} x {height_px} pixels and decodes to {pixels.shape}.")

@@ -40,7 +40,7 @@ def decode_png(body: bytes, limits: ImageLimits) -> WireImage:
         raise UnreadableImage("The PNG does not begin with its header chunk (IHDR); it is broken.")
     header = _Header(*struct.unpack(">IIBBBBB", chunks[0][1]))
     if chunks[-1][0] != b"IEND":
-        raise UnreadableImage("The PNG ends before its last chunk (IEND); it was truncated on the way.")
+        raise UnreadableImage("The PNG ends before its last chunk (IEND); it was truncated.")
     header.check(limits, critical)
     _check_scanlines(header, [data for name, data in chunks if name == b"IDAT"])
     # Transparency by colour (tRNS) becomes a channel, so it is part of what is decoded.
@@ -68,11 +68,11 @@ def _chunks(body: bytes) -> Iterator[tuple[bytes, memoryview]]:
         end = position + 12 + length
         if end > len(body):
             raise UnreadableImage(
-                f"The PNG's {name!r} chunk claims {length} bytes and the body ends after "
-                f"{len(body) - position - 8}; it was truncated on the way."
+                f"The PNG's {name!r} chunk claims {length} bytes and the file ends after "
+                f"{len(body) - position - 8}; it was truncated."
             )
         if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            raise UnreadableImage(f"The checksum of the PNG's {name!r} chunk is wrong; it was damaged on the way.")
+            raise UnreadableImage(f"The checksum of the PNG's {name!r} chunk is wrong; it was damaged.")
         yield name, view[position + 8 : end - 4]
         if name == b"IEND":
             return

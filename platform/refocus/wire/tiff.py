@@ -23,7 +23,8 @@ _KINDS = {
     (2, 8): "int8", (2, 16): "int16", (2, 32): "int32",
     (3, 32): "float32", (3, 64): "float64",
 }  # fmt: skip
-_GREY = (0, 1)
+_WHITE_IS_ZERO = 0
+_GREY = (_WHITE_IS_ZERO, 1)
 _RGB = (2, 6)
 _PALETTE = 3
 # TIFF 6.0, ExtraSamples: associated and unassociated.
@@ -38,12 +39,10 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
     first = header.pages[0]
     for page in header.pages:
         _check_kind(page)
-        if (page.height_px, page.width_px, page.samples, page.bits) != (
-            first.height_px, first.width_px, first.samples, first.bits,
-        ):  # fmt: skip
+        if _said_of(page) != _said_of(first):
             raise UnsupportedImage(
-                f"Page {page.index} of the TIFF is {page.width_px} x {page.height_px} x {page.samples} and the first "
-                f"is {first.width_px} x {first.height_px} x {first.samples}; expected pages of one shape."
+                f"Page {page.index} of the TIFF is {_said_of(page)} and the first is {_said_of(first)}; expected pages "
+                "of one shape and type. Save them as files of their own."
             )
     description = first.description.decode("utf-8", errors="replace")
     promised = re.search(r"^images=(\d+)", description, re.MULTILINE) if description.startswith("ImageJ=") else None
@@ -74,6 +73,12 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "extra_samples": first.extra_samples,
         },
     )
+
+
+def _said_of(page: Directory) -> str:
+    samples = f", {page.samples} samples a pixel" if page.samples > 1 else ""
+    white = ", white is zero" if page.photometric == _WHITE_IS_ZERO else ""
+    return f"{page.width_px} x {page.height_px} {_KINDS[page.sample_format, page.bits]}{samples}{white}"
 
 
 def _check_kind(page: Directory) -> None:

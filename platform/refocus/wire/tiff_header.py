@@ -20,6 +20,12 @@ from refocus.wire.jpeg import jpeg_size
 COMPRESSIONS: dict[int, str | None] = {
     1: "none", 5: "lzw", 7: None, 8: "zlib", 32773: "packbits", 32946: "zlib", 34925: None, 50000: "zstd",
 }  # fmt: skip
+#: Names of some that are not, for people to find in what wrote the file.
+_NOT_DECODED = {
+    2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 6: "JPEG of TIFF 5", 22610: "JPEG XR", 33003: "JPEG 2000",
+    33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "DNG's lossy JPEG", 34934: "JPEG XR", 50001: "WebP",
+    50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
 _JPEG = 7
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGER_TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
@@ -138,7 +144,7 @@ class TiffHeader:
             return struct.unpack_from(self.byteorder + fmt, self._body, position)
         except struct.error:
             raise UnreadableImage(
-                f"The TIFF points to byte {position} and ends at byte {len(self._body)}; it was truncated on the way."
+                f"The TIFF points to byte {position} and ends at byte {len(self._body)}; it was truncated."
             ) from None
 
     def _offsets(self) -> Iterator[int]:
@@ -176,8 +182,8 @@ class TiffHeader:
             if not size or start + size > len(self._body):
                 if code in _STRUCTURE:
                     raise UnreadableImage(
-                        f"TIFF tag {code} claims {size} bytes at byte {start}; the body ends at byte "
-                        f"{len(self._body)}. It was truncated or damaged on the way."
+                        f"TIFF tag {code} claims {size} bytes at byte {start}; the file ends at byte "
+                        f"{len(self._body)}. It was truncated or damaged."
                     )
                 continue
             entries[code] = _Entry(code, dtype, values, self._body[start : start + size])
@@ -236,7 +242,7 @@ class TiffHeader:
             )
         if directory.compression not in COMPRESSIONS:
             raise UnsupportedImage(
-                f"Page {index} of the TIFF is compressed by method {directory.compression}; expected none, LZW, "
+                f"Page {index} of the TIFF is compressed by {_named(directory.compression)}; expected none, LZW, "
                 "deflate, PackBits, LZMA, Zstandard or JPEG."
             )
         segments, starts_at = self._check_segments(directory, entries)
@@ -271,8 +277,8 @@ class TiffHeader:
         end = offsets + counts
         if bool((end > len(self._body)).any()) or bool((end < offsets).any()) or bool((counts == 0).any()):
             raise UnreadableImage(
-                f"Page {page.index} of the TIFF keeps pixels up to byte {int(end.max())} and the body ends at byte "
-                f"{len(self._body)}; it was truncated on the way."
+                f"Page {page.index} of the TIFF keeps pixels up to byte {int(end.max())} and the file ends at byte "
+                f"{len(self._body)}; it was truncated."
             )
         if page.compression == 1 and not tiled and int(counts.sum()) * 8 < page.decoded_bytes // max(page.bits // 8, 1):
             raise UnreadableImage(f"Page {page.index} of the TIFF holds fewer bytes than its pixels need.")
@@ -288,3 +294,8 @@ class TiffHeader:
             follows = bool((offsets[1:] == end[:-1]).all()) and int(end[-1] - offsets[0]) >= page.decoded_bytes
             return expected, int(offsets[0]) if follows else None
         return expected, None
+
+
+def _named(compression: int) -> str:
+    name = _NOT_DECODED.get(compression)
+    return f"method {compression}" if name is None else f"{name} (method {compression})"

@@ -145,10 +145,37 @@ def test_images_without_grey_levels_are_refused_with_what_to_send_instead():
 
 
 def test_values_that_are_no_numbers_are_refused():
-    pixels = np.ones((8, 8), np.float32)
-    pixels[3, 3] = np.nan
-    with pytest.raises(UnsupportedImage, match="NaN"):
-        decode(tiff_bytes(pixels))
+    pixels = np.ones((2, 8, 9), np.float32)
+    pixels[1, 3, 5], pixels[1, 7, 2] = np.nan, np.inf
+    with pytest.raises(UnsupportedImage, match=r"2 of 144 values .* NaN .* plane 1, row 3, column 5"):
+        decode(tiff_bytes(pixels, photometric="minisblack"))
+
+
+def test_what_differs_between_pages_is_said(grey16):
+    for other, said in (
+        (grey16[:30], "Page 1 of the TIFF is 53 x 30 uint16 and the first is 53 x 37 uint16"),
+        (grey16.astype(np.uint8), "Page 1 of the TIFF is 53 x 37 uint8 and"),
+        (grey16.astype(np.int16), "Page 1 of the TIFF is 53 x 37 int16 and"),
+    ):
+        sink = io.BytesIO()
+        with tifffile.TiffWriter(sink) as file:
+            for page in (grey16, other):
+                file.write(page, contiguous=False, metadata=None)
+        with pytest.raises(UnsupportedImage) as refused:
+            decode(sink.getvalue())
+        assert str(refused.value).startswith(said)
+
+
+def test_a_compression_that_is_not_read_is_called_by_its_name(grey16):
+    with pytest.raises(UnsupportedImage, match=r"compressed by JPEG 2000 \(method 34712\); expected none"):
+        decode(tiff_bytes(grey16, compression="jpeg2000"))
+
+
+def test_what_is_no_image_is_told_to_people_who_sent_none():
+    for body, said in ((b"", "The file is empty; expected"), (b"<html>login", "The file begins with b'<html>lo'")):
+        with pytest.raises(UnreadableImage) as refused:
+            decode(body)
+        assert str(refused.value).startswith(said)
 
 
 @pytest.mark.parametrize("top", [3e38, 1e300, 1e-100])
