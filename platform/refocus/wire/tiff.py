@@ -44,7 +44,7 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
                 f"Page {page.index} of the TIFF is {_said_of(page)} and the first is {_said_of(first)}; expected pages "
                 "of one shape and type. Save them as files of their own."
             )
-    description = first.description.decode("utf-8", errors="replace")
+    description, charset = _text_of(first.description)
     promised = re.search(r"^images=(\d+)", description, re.MULTILINE) if description.startswith("ImageJ=") else None
     if promised and int(promised[1]) > len(header.pages):
         raise UnsupportedImage(
@@ -71,8 +71,24 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "predictor": first.predictor in (2, 3),
             "photometric": first.photometric if first.photometric in _GREY else 1,
             "extra_samples": first.extra_samples,
+            "charset": charset,
         },
     )
+
+
+def _text_of(description: bytes) -> tuple[str, str]:
+    """Return a description as text, and its encoding: TIFF allows ASCII alone, and instruments write their own."""
+    try:
+        return description.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return description.decode("latin-1"), "latin-1"
+
+
+def _bytes_of(description: str, charset: str) -> bytes:
+    try:
+        return description.encode(charset)
+    except UnicodeEncodeError:
+        return description.encode()
 
 
 def _said_of(page: Directory) -> str:
@@ -198,7 +214,7 @@ def encode_tiff(image: WireImage, provenance: Provenance | None) -> bytes:
             planarconfig="contig" if planes.ndim == 4 else None,
             compression=None if compression == "none" else compression,
             predictor=bool(options.get("predictor")) and compression != "none",
-            description=description.encode() or None,
+            description=_bytes_of(description, options.get("charset", "utf-8")) or None,
             metadata=None,
             software=False,
             extratags=[

@@ -259,3 +259,23 @@ def test_directories_in_a_circle_end(grey16):
     struct.pack_into("<I", body, offset + 2 + 12 * entries, offset)
     with pytest.raises(UnreadableImage, match="circle"):
         decode(bytes(body))
+
+
+def test_a_description_in_an_instruments_own_letters_comes_back_in_them(grey16):
+    said = "Pixelgröße 0.65 µm; Objektträger"
+    for charset in ("latin-1", "utf-8"):
+        sink = io.BytesIO()
+        with tifffile.TiffWriter(sink) as file:
+            file.write(grey16, description=said.encode(charset), metadata=None)
+        image = decode(sink.getvalue())
+        assert image.description == said
+        with tifffile.TiffFile(io.BytesIO(encode(image, None, PROVENANCE))) as answer:
+            written = answer.pages[0].tags[270]
+            raw = answer.filehandle.read_array("u1", written.count, offset=written.valueoffset).tobytes()
+        assert raw.startswith(said.encode(charset) + b"\nRefocus: ")
+
+
+def test_letters_that_the_instruments_encoding_lacks_change_it_to_unicode(grey16):
+    image = decode(tiff_bytes(grey16, description="Träger".encode("latin-1"), metadata=None))
+    body = encode(image, None, Provenance("μοντέλο", "0" * 64))
+    assert "Träger\nRefocus: model=μοντέλο".encode() in body
