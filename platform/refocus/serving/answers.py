@@ -18,13 +18,15 @@ def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container)
     Half widths of the interval, where there are any, follow as further planes, and the description says so.
     """
     provenance = Provenance(answer.model, answer.digest, {"out_of_range_share": f"{answer.out_of_range_share:.4f}"})
-    planes, description = answer.planes, image.description
+    planes, description, options = answer.planes, image.description, image.options
     if answer.half_width is not None:
         widths = answer.half_width
         if planes.dtype.kind in "ui":
             # Rounded up: an interval must not shrink on its way. Single precision does not hold the largest 32-bit
             # integers, and what lies above them comes out of the cast as a negative number, or zero.
             widths = np.ceil(widths, dtype=np.float64).clip(0, np.iinfo(planes.dtype).max)
+        # Half widths of 0 mean certainty, not white.
+        options = {**options, "photometric": 1}
         layout = _layout(len(planes))
         planes = np.concatenate([planes, widths.astype(planes.dtype)])
         # OME-XML, ImageJ's lines and tifffile's JSON count pages; twice as many would contradict them.
@@ -32,7 +34,8 @@ def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container)
     alpha = image.alpha
     if alpha is not None and len(planes) != len(alpha):
         alpha = np.concatenate([alpha, alpha])
-    return encode(replace(image, planes=planes, description=description, alpha=alpha), container, provenance)
+    answered = replace(image, planes=planes, description=description, alpha=alpha, options=options)
+    return encode(answered, container, provenance)
 
 
 def _layout(planes: int) -> str:

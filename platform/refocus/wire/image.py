@@ -92,7 +92,7 @@ class WireImage:
     Parameters
     ----------
     planes : ndarray, of one of `DTYPES`
-        (P, Y, X) grey, or (P, Y, X, 3) colour. Every page of a TIFF is a plane, in file order.
+        (P, Y, X) grey, or (P, Y, X, 3) colour, light counted upwards. Every page of a TIFF is a plane, in file order.
     container : {'tiff', 'png', 'jpeg'}
         The format it came in, and goes back in unless something else is asked for.
     pixel_size_um : float or None

@@ -53,6 +53,8 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
         )
     planes, alpha = _read(body, header)
     check_values(planes)
+    if first.photometric == _WHITE_IS_ZERO:
+        planes = _turned(planes)
     ome = description if is_ome(description) else ""
     return WireImage(
         planes,
@@ -74,6 +76,11 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "charset": charset,
         },
     )
+
+
+def _turned(planes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Exchange zero and the type's largest value, for light is what is restored; of floats, the sign."""
+    return np.invert(planes) if planes.dtype.kind in "ui" else -planes
 
 
 def _text_of(description: bytes) -> tuple[str, str]:
@@ -199,7 +206,8 @@ def encode_tiff(image: WireImage, provenance: Provenance | None) -> bytes:
     options = image.options
     byteorder = options.get("byteorder", "<")
     compression = options.get("compression", "none")
-    planes = image.planes
+    turned = not image.is_color and options.get("photometric") == _WHITE_IS_ZERO
+    planes = _turned(image.planes) if turned else image.planes
     extra: dict[str, Any] = {}
     if image.alpha is not None:
         color = planes if image.is_color else planes[..., None]

@@ -66,3 +66,13 @@ def test_words_of_the_file_stay_before_those_on_the_pages():
     with pages_with_widths(description="slide 7", **options) as file:
         first, second, third = file.pages[0].description.splitlines()
     assert (first, second[:9], third[:8]) == ("slide 7", "Pages 1-2", "Refocus:")
+
+
+def test_half_widths_count_upwards_beside_an_image_in_which_white_is_zero():
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, np.full((8, 8), 60000, np.uint16), photometric="miniswhite", metadata=None)
+    image = decode(sink.getvalue())
+    body = encode_answer(image, answer_of(image.planes, np.full(image.planes.shape, 3.0, np.float32)), "tiff")
+    with tifffile.TiffFile(io.BytesIO(body)) as file:
+        assert [page.photometric.name for page in file.pages] == ["MINISBLACK"] * 2
+        assert [int(page.asarray()[0, 0]) for page in file.pages] == [65535 - 60000, 3]

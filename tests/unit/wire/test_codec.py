@@ -279,3 +279,25 @@ def test_letters_that_the_instruments_encoding_lacks_change_it_to_unicode(grey16
     image = decode(tiff_bytes(grey16, description="Träger".encode("latin-1"), metadata=None))
     body = encode(image, None, Provenance("μοντέλο", "0" * 64))
     assert "Träger\nRefocus: model=μοντέλο".encode() in body
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_where_white_is_zero_light_is_restored_and_white_is_zero_again(grey16, dtype):
+    stored = (grey16 // 300).astype(dtype)
+    body = tiff_bytes(stored, photometric="miniswhite", metadata=None)
+    image = decode(body)
+    light = -stored if dtype == "float32" else np.iinfo(dtype).max + np.iinfo(dtype).min - stored.astype(int)
+    np.testing.assert_array_equal(image.planes[0], light)
+    with tifffile.TiffFile(io.BytesIO(encode(image, None, PROVENANCE))) as answer:
+        assert answer.pages[0].photometric.name == "MINISWHITE"
+        np.testing.assert_array_equal(answer.pages[0].asarray(), stored)
+    if dtype == "uint8":
+        np.testing.assert_array_equal(imagecodecs.png_decode(encode(image, "png")), light)
+
+
+def test_opacity_is_not_turned_with_the_light(grey16):
+    stored = np.stack([grey16, grey16 // 2], -1)
+    body = tiff_bytes(stored, photometric="miniswhite", planarconfig="contig", extrasamples=["unassalpha"])
+    image = decode(body)
+    np.testing.assert_array_equal(image.planes[0], 65535 - grey16)
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(encode(image))), stored)
