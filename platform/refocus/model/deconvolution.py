@@ -33,8 +33,9 @@ _KERNEL_PX = 256
 _COARSE_FROM_PX = 10.0
 #: Of the image's bright percentile. Divisions by less than this are divisions by noise.
 _LEAST_LIGHT = 1e-3
-#: Where less of a place's light would have reached the image, nothing is known about it.
-_LEAST_SEEN = 1e-2
+#: Where less of a place's light would have reached the image, nothing is known about it. Kernels made from frequencies
+#: dip a thousandth below zero: from half of this on light beyond the rim ran away, and came in.
+_LEAST_SEEN = 2e-2
 
 
 class Schedule(NamedTuple):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from blurs import blur_planes, out_of_focus
-from refocus.model.deconvolution import STAGES, RichardsonLucy, schedule
+from refocus.model.deconvolution import STAGES, Deconvolution, RichardsonLucy, schedule
 from refocus.model.inverse_filters import GAIN
-from refocus.optics.ladder import PROFILES, RADII_PX
+from refocus.optics.ladder import PROFILES, RADII_PX, blur_ladder
 
 
 def _spots(side: int = 256) -> torch.Tensor:
@@ -27,6 +29,16 @@ def test_the_second_stage_comes_nearer_to_what_was_blurred(radius_px: float) -> 
     inside = (..., slice(24, -24), slice(24, -24))
     errors = [(means + step - truth)[inside].square().mean() for step in (0.0 * change[:, :1], *change.split(1, 1))]
     assert errors[2] < 0.8 * errors[1] < 0.8 * errors[0], errors
+
+
+@pytest.mark.parametrize("profile", range(len(PROFILES)))
+def test_light_beyond_the_rim_does_not_run_away(profile: int) -> None:
+    # Sharp to the pixel up to the rim, and taken for a little out of focus.
+    for seed, number in product(range(3), (16, 17, 18)):
+        image = (torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(seed)) > 0.5).float()
+        steps = Deconvolution(image, 2, RADII_PX[number], blur_ladder().defocused[profile, number])
+        # A single bright place among dark ones is several times as bright as its blurred image.
+        assert steps.shown(steps.advanced(24), blur_ladder().in_focus[profile]).max() < 20
 
 
 def test_wide_blurs_get_more_steps_at_no_more_cost() -> None:
