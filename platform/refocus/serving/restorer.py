@@ -121,9 +121,9 @@ class Restorer:
             worst = max(outside, key=lambda tile: tile.blur_radius_px)
             raise UnsupportedImage(
                 f"{share:.0%} of the image is further out of focus than {served.name} was trained for "
-                f"({served.package.config.largest_blur_px:g} px); the worst tile, at row {worst.y_px}, column "
-                f"{worst.x_px}, is near {worst.blur_radius_px:.1f} px. Scan it again nearer to focus, or ask with "
-                "on_out_of_range=mark."
+                f"({served.package.config.largest_blur_px:g} px of blur), by how its contrast is spread over scales; "
+                f"the worst tile is at row {worst.y_px}, column {worst.x_px}. Scan it again nearer to focus, or ask "
+                "with on_out_of_range=mark."
             )
         if outside and request.on_out_of_range == "keep":
             for tile in outside:
