@@ -21,6 +21,7 @@ from refocus.errors import (
 from refocus.io.microscopy import ImageSource
 from refocus.io.tiff_chain import check_chain
 from refocus.io.tiff_window import read_rows, read_segments
+from refocus.wire.image import turned
 from refocus.zstack import AXES, Acquisition, Modality
 
 #: Micrometres in one unit, by the names that OME, ImageJ and people use.
@@ -115,7 +116,8 @@ class TiffSource(ImageSource):
         trailing = [axis for axis in self._file_axes if axis in "YXS"]
         if trailing != sorted(trailing, key="YXS".index):
             pixels = np.moveaxis(pixels, trailing.index("S"), -1)
-        return np.ascontiguousarray(pixels).astype(self.dtype, copy=False)
+        pixels = np.ascontiguousarray(pixels).astype(self.dtype, copy=False)
+        return turned(pixels) if self._series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE else pixels
 
     @property
     def _page_shape(self) -> tuple[int, ...]:

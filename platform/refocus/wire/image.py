@@ -207,3 +207,8 @@ class Provenance:
     def items(self) -> dict[str, str]:
         """All facts, as short keys and values."""
         return {"model": self.model, "digest": self.digest, **self.notes}
+
+
+def turned(planes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Make light of an image whose zero is white: exchange zero and the type's largest value; of floats, the sign."""
+    return np.invert(planes) if planes.dtype.kind in "ui" else -planes

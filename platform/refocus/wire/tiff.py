@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 
 from refocus.errors import UnreadableImage, UnsupportedImage
-from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage, check_values
+from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage, check_values, turned
 from refocus.wire.ome import is_ome, length_said_um, number_said
 from refocus.wire.provenance import described
 from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
@@ -54,7 +54,7 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
     planes, alpha = _read(body, header)
     check_values(planes)
     if first.photometric == _WHITE_IS_ZERO:
-        planes = _turned(planes)
+        planes = turned(planes)
     ome = description if is_ome(description) else ""
     return WireImage(
         planes,
@@ -76,11 +76,6 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "charset": charset,
         },
     )
-
-
-def _turned(planes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Exchange zero and the type's largest value, for light is what is restored; of floats, the sign."""
-    return np.invert(planes) if planes.dtype.kind in "ui" else -planes
 
 
 def _text_of(description: bytes) -> tuple[str, str]:
@@ -206,8 +201,8 @@ def encode_tiff(image: WireImage, provenance: Provenance | None) -> bytes:
     options = image.options
     byteorder = options.get("byteorder", "<")
     compression = options.get("compression", "none")
-    turned = not image.is_color and options.get("photometric") == _WHITE_IS_ZERO
-    planes = _turned(image.planes) if turned else image.planes
+    white_is_zero = not image.is_color and options.get("photometric") == _WHITE_IS_ZERO
+    planes = turned(image.planes) if white_is_zero else image.planes
     extra: dict[str, Any] = {}
     if image.alpha is not None:
         color = planes if image.is_color else planes[..., None]

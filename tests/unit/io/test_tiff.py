@@ -32,6 +32,14 @@ def page_by_page(pixels: np.ndarray, **options) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"compression": "zlib"}, {"tile": (16, 32)}], ids=str)
+def test_where_white_is_zero_light_is_read(options) -> None:
+    body = tiff(np.invert(STACK), photometric="miniswhite", metadata={"axes": "ZYX"}, **options)
+    with open_image(body) as image:
+        np.testing.assert_array_equal(image.plane(z=2), STACK[2])
+        np.testing.assert_array_equal(image.window(slice(3, 30), slice(8, 41), z=5), STACK[5, 3:30, 8:41])
+
+
 @pytest.mark.parametrize("options", [
     {}, {"byteorder": ">"}, {"bigtiff": True}, {"compression": "zlib"}, {"compression": "lzw", "predictor": True},
     {"compression": "zstd", "byteorder": ">"}, {"tile": (16, 32)}, {"rowsperstrip": 7},
