@@ -152,7 +152,7 @@ class Client:
         source, target : path
         blind : bool
             Ignore what the file says of its optics.
-        **options
+        pixel_size_um, model, modality, na, wavelength_um, uncertainty, on_out_of_range
             As `refocus_detailed`; with `uncertainty` half widths follow the planes.
 
         Raises
