@@ -18,11 +18,10 @@ from refocus.client.answers import Refocused, document, image_body, refocused
 from refocus.client.retry import RetryPolicy, error_for, pause_before
 from refocus.errors import ConfigurationError, ServiceFailed, UnsupportedImage
 from refocus.wire import headers
-from refocus.wire.codec import encode, from_array, sniff
+from refocus.wire.codec import CONTAINER_OF, encode, from_array, sniff
 from refocus.wire.files import write_whole
-from refocus.wire.image import MEDIA_TYPES, Container
+from refocus.wire.image import MEDIA_TYPES
 
-_WRITTEN: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
 OnOutOfRange = Literal["mark", "keep", "fail"]
 FocusResult = Mapping[str, Any]
 
@@ -122,9 +121,10 @@ class Client:
         """
         image = _native(image)
         body = encode(from_array(image, pixel_size_um=pixel_size_um), "tiff")
-        query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
-                 "wavelength_um": wavelength_um, "uncertainty": uncertainty or None,
-                 "on_out_of_range": _unless(on_out_of_range, "mark")}  # fmt: skip
+        query = _restoring(
+            uncertainty, on_out_of_range,
+            model=model, modality=modality, pixel_size_um=pixel_size_um, na=na, wavelength_um=wavelength_um,
+        )  # fmt: skip
         response = self._post("/v1/refocus", body, query, accept="image/tiff", content_type="image/tiff")
         return refocused(response, image, uncertainty=uncertainty)
 
@@ -166,14 +166,15 @@ class Client:
         RequestRefused, ServiceBusy, ServiceFailed
         """
         source, target = Path(source), Path(target)
-        container = _WRITTEN.get(target.suffix.lower())
+        container = CONTAINER_OF.get(target.suffix.lower())
         if container is None:
             raise UnsupportedImage(f"{target} would be no image that is written; expected .tif, .tiff or .png.")
         if not target.parent.is_dir():
             raise ConfigurationError(f"{target.parent} is no folder; make it first, the answer goes there.")
-        query = {"model": model, "modality": modality, "pixel_size_um": pixel_size_um, "na": na,
-                 "wavelength_um": wavelength_um, "blind": blind or None, "uncertainty": uncertainty or None,
-                 "on_out_of_range": _unless(on_out_of_range, "mark")}  # fmt: skip
+        query = _restoring(
+            uncertainty, on_out_of_range, blind=blind or None,
+            model=model, modality=modality, pixel_size_um=pixel_size_um, na=na, wavelength_um=wavelength_um,
+        )  # fmt: skip
         body = source.read_bytes()
         media = MEDIA_TYPES[sniff(body)]
         response = self._post("/v1/refocus", body, query, accept=MEDIA_TYPES[container], content_type=media)
@@ -295,8 +296,10 @@ def _native(image: npt.ArrayLike) -> npt.NDArray[Any]:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _unless(value: str, usual: str) -> str | None:
-    return None if value == usual else value
+def _restoring(uncertainty: bool, on_out_of_range: OnOutOfRange, **said: Any) -> dict[str, Any]:
+    """What is asked of a restoration; None for what the service does unasked."""
+    usual = on_out_of_range == "mark"
+    return said | {"uncertainty": uncertainty or None, "on_out_of_range": None if usual else on_out_of_range}
 
 
 def _is_local(url: str) -> bool:

@@ -29,11 +29,12 @@ from refocus.data.manifest import (
 from refocus.data.report import quality_report
 from refocus.data.shards import ShardWriter
 from refocus.data.sidecar import SIDECAR_NAME, Answers, Rule, Sidecar
-from refocus.data.splits import IMAGE_SUFFIXES, is_image
+from refocus.data.splits import is_image
 from refocus.errors import DatasetExists, DatasetIncomplete, InputError, ObjectExists, ObjectMissing
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectInfo, ObjectStore
 from refocus.io.zarr import etag_of_folder, zarr_roots
+from refocus.wire.codec import IMAGE_SUFFIXES
 
 RECEIPTS = "receipts/"
 QUARANTINE = "quarantine.jsonl"

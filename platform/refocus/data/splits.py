@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from refocus.errors import ConfigurationError
+from refocus.wire.codec import IMAGE_SUFFIXES
 
 Split = Literal["train", "validation", "calibration"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 _TRAIN_PERCENT = 80
 _VALIDATION_PERCENT = 10

@@ -27,6 +27,10 @@ _SIGNATURES: tuple[tuple[bytes, Container], ...] = (
 
 #: Containers that answers come in; JPEG loses detail and is never written.
 WRITTEN: tuple[Container, ...] = ("tiff", "png")
+#: The same by the ends of files' names, and all ends that name an image.
+CONTAINER_OF: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+IMAGE_SUFFIXES = (*CONTAINER_OF, *JPEG_SUFFIXES)
 
 
 def sniff(body: bytes) -> Container:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from refocus.errors import ImageTooLarge, UnsupportedImage
 
 Container = Literal["tiff", "png", "jpeg"]
-CONTAINERS: tuple[Container, ...] = get_args(Container)
 
 MEDIA_TYPES: dict[Container, str] = {"tiff": "image/tiff", "png": "image/png", "jpeg": "image/jpeg"}
 

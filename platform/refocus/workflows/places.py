@@ -9,14 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refocus.errors import ConfigurationError
-from refocus.wire.codec import sniff
+from refocus.wire.codec import CONTAINER_OF, IMAGE_SUFFIXES, JPEG_SUFFIXES, sniff
 from refocus.wire.files import check_target, naming
-from refocus.wire.image import Container
 
-#: What is written, by the ends of names.
-CONTAINERS: dict[str, Container] = {".tif": "tiff", ".tiff": "tiff", ".png": "png"}
-_JPEG = (".jpg", ".jpeg")
-_SUFFIXES = (*CONTAINERS, *_JPEG)
 #: Kinds of files that are named where they are left out.
 _MOST_KINDS = 5
 
@@ -94,13 +89,17 @@ def _images_in(source: Path, results: Path) -> tuple[list[Path], tuple[str, ...]
     if ours:
         left_out.append(f"{_counted(len(ours), 'file')} under {results} left out: results go there.")
     given = [path for path in files if path not in ours]
-    found = [path for path in given if path.suffix.lower() in _SUFFIXES]
-    if others := Counter(path.suffix.lower() or "no suffix" for path in given if path.suffix.lower() not in _SUFFIXES):
+    found = [path for path in given if path.suffix.lower() in IMAGE_SUFFIXES]
+    others = Counter(path.suffix.lower() or "no suffix" for path in given)
+    for suffix in IMAGE_SUFFIXES:
+        del others[suffix]
+    if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(_MOST_KINDS))
         more = ", ..." if len(others) > _MOST_KINDS else ""
         left_out.append(f"{_counted(others.total(), 'other file')} left out: {kinds}{more}.")
     if not found:
-        raise ConfigurationError(" ".join([f"{source} holds no image; expected {', '.join(_SUFFIXES)}.", *left_out]))
+        said = f"{source} holds no image; expected {', '.join(IMAGE_SUFFIXES)}."
+        raise ConfigurationError(" ".join([said, *left_out]))
     return found, tuple(left_out)
 
 
@@ -127,10 +126,10 @@ def _under(folder: Path, paths: list[Path]) -> Iterator[Path]:
 
 def _name_of_result(source: Path) -> str:
     suffix = source.suffix.lower()
-    if suffix in _JPEG:
+    if suffix in JPEG_SUFFIXES:
         # JPEG would lose again what was just restored.
         return source.with_suffix(".png").name
-    if suffix in CONTAINERS:
+    if suffix in CONTAINER_OF:
         return source.name
     with naming(source), source.open("rb") as file:
         return source.name + (".tif" if sniff(file.read(16)) == "tiff" else ".png")
@@ -138,9 +137,9 @@ def _name_of_result(source: Path) -> str:
 
 def _check_container(after: Path) -> None:
     suffix = after.suffix.lower()
-    if suffix in CONTAINERS:
+    if suffix in CONTAINER_OF:
         return
-    if suffix in _JPEG:
+    if suffix in JPEG_SUFFIXES:
         raise ConfigurationError(f"{after} would lose as JPEG what was just restored; expected .png, .tif or .tiff.")
     folder = "" if suffix else f", or a folder: one that is there, or {after}/"
     raise ConfigurationError(f"{after} would be no image that is written; expected .tif, .tiff or .png{folder}.")

@@ -14,10 +14,10 @@ from refocus.serving.answers import encode_answer
 from refocus.serving.config import ServingConfig
 from refocus.serving.requests import RestoreRequest, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
-from refocus.wire.codec import can_hold, decode, output_container
+from refocus.wire.codec import CONTAINER_OF, can_hold, decode, output_container
 from refocus.wire.files import naming, write_whole
 from refocus.wire.image import ImageLimits
-from refocus.workflows.places import CONTAINERS, places_of
+from refocus.workflows.places import places_of
 from refocus.zstack import Modality
 
 #: On a person's own machine its memory is the limit.
@@ -179,7 +179,7 @@ def _in_process(options: Options) -> RestoreFile:
             optics = optics_of(image, **options.told)
             if options.pixel_size_um is not None:
                 image = replace(image, pixel_size_um=options.pixel_size_um)
-            container = output_container(image, CONTAINERS[after.suffix.lower()])
+            container = output_container(image, CONTAINER_OF[after.suffix.lower()])
             pages = len(image.planes) * (2 if options.uncertainty else 1)
             if not can_hold(container, image, pages=pages):
                 raise UnsupportedImage(
