@@ -6,10 +6,11 @@
 
 Each sharp image is blurred without noise (NA 0.75, 0.325 um pixels; the evaluation's own scenes), recorded with
 shot noise and 1.6 electrons of read noise, 1500 photo-electrons at the peak unless said otherwise, and then treated as
-cameras, programs and people treat images. Truth is the sharp image, enlarged or turned alike; saturation and display
-curves are applied to it, too, smoothing, sharpening and compression are not. Columns are radii of the blur in pixels of
-the image as it is restored. Prints a table for the mean gain in PSNR over the input and its worst image, one for how
-many images lose more than 0.3 dB, are flagged by the gate, and are covered by the 90% interval, and one line of JSON.
+cameras, programs and people treat images. Truth is the sharp image, enlarged, turned or painted over alike; saturation
+and display curves are applied to it, too, smoothing, sharpening and compression are not. Columns are radii of the blur
+in pixels of the image as it is restored. Prints a table for the mean gain in PSNR over the input and its worst image,
+one for how many images lose more than 0.3 dB, are flagged by the gate, and are covered by the 90% interval, and one
+line of JSON.
 """
 
 from __future__ import annotations
@@ -120,6 +121,25 @@ def turned(channel: Pixels) -> Pixels:
     return np.asarray(rotate(channel, 30.0, order=3, mode="reflect"))  # type: ignore[no-untyped-call]
 
 
+def turned_on_black(channel: Pixels) -> Pixels:
+    return np.asarray(rotate(channel, 30.0, order=1))  # type: ignore[no-untyped-call]
+
+
+def rimmed(channel: Pixels) -> Pixels:
+    """Black over a fifth of its height above, and an eighth of its width beside, as aligned and stitched images are."""
+    height, width = channel.shape
+    inside = (np.arange(height) >= height // 5)[:, None] & (np.arange(width) >= width // 8)
+    return np.where(inside, channel, 0.0)
+
+
+def labelled(channel: Pixels) -> Pixels:
+    """A scale bar, half as long as the image is wide."""
+    height, width = channel.shape
+    bar = np.zeros(channel.shape, bool)
+    bar[height - 24 : height - 16, width // 2 - 16 : width - 16] = True
+    return np.where(bar, 65535.0, channel)
+
+
 def gaussian(radius_px: float) -> Pixels:
     """Of a disc's variance."""
     return normal(lambda distance: np.exp(-2.0 * (distance / radius_px) ** 2), 2.2 * radius_px)
@@ -162,6 +182,9 @@ ROWS: dict[str, Row] = {
         processed(lambda channel: rescale(channel, 1.5, order=3), truth_too=True), enlarged=1.5
     ),
     "turned by 30 degrees (cubic)": Row(processed(turned, truth_too=True)),
+    "turned by 30 degrees (linear), corners black": Row(processed(turned_on_black, truth_too=True)),
+    "black rims above and beside": Row(processed(rimmed, truth_too=True)),
+    "a scale bar": Row(processed(labelled, truth_too=True)),
     "every other pixel interpolated": Row(processed(interpolated)),
     "JPEG, quality 90": Row(in_eight_bits(230.0, 90)),
     "JPEG, quality 75": Row(in_eight_bits(230.0, 75)),

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from refocus.errors import InputError
 from refocus.io.grid import TileGrid
+from refocus.model.blanks import Specimen
 from refocus.model.consistency import noise_of
 
 Image = npt.NDArray[Any]
@@ -31,6 +32,8 @@ _OCTAVES = 6
 #: Below the first, noise cannot be told from structure. Below the second, the coarsest octaves that the rule looks at
 #: have no room: of tiles of 64 px in focus nearly all were flagged, of 128 px none.
 _LEAST_PX_OF_STRUCTURE, _LEAST_PX_OF_SCALES = 64, 128
+#: Of a tile that is judged: of one with more, what would be judged is mostly made up.
+_MOST_BLANK = 0.5
 #: White noise of variance 1 leaves this much in an octave: sum of squares of (point - Gaussian of 1 px).
 _NOISE_GAIN = 1.0 - 2.0 / (2 * np.pi) + 1.0 / (4 * np.pi)
 #: Edges of the rings of the spectrum, in cycles per pixel.
@@ -141,6 +144,7 @@ class RangeGate(BaseModel):
         planes = planes[None] if planes.ndim == 2 else planes
         if planes.ndim != 3 or min(planes.shape) < 1:
             raise InputError(f"image has shape {image.shape}; expected [Y, X] or [C, Y, X].")
+        planes, blank = Specimen.of(planes).everywhere()
         extreme = planes.min() if absorbing else planes.max()
         level = float(extreme if saturation_level is None else saturation_level)
         verdicts = []
@@ -148,7 +152,8 @@ class RangeGate(BaseModel):
             tile = planes[(slice(None), *window.slices)]
             clipped = tile <= level if absorbing else tile >= level
             place = window.y_px, window.x_px, window.height_px, window.width_px
-            verdicts.append(TileVerdict(*place, self._reasons(tile, clipped)))
+            empty = blank[window.slices].mean() > _MOST_BLANK
+            verdicts.append(TileVerdict(*place, ("no_structure",) if empty else self._reasons(tile, clipped)))
         return tuple(verdicts)
 
     def flagged_share(self, image: Image, *, saturation_level: float | None = None, absorbing: bool = False) -> float:

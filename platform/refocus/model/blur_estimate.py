@@ -8,7 +8,7 @@ sharp and slightly soft images look alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from refocus.model.blanks import Specimen
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
 from refocus.model.blur_spectrum import CREDENCE, NoiseColour, noise_colour, rung_costs
 from refocus.model.normalisation import Normalisation, estimate
@@ -82,6 +83,13 @@ class BlurEstimate:
     light_nats: Float32
     colour: NoiseColour | None
 
+    def moved(self, window: tuple[slice, slice]) -> BlurEstimate:
+        """The same blur in a plane that it was estimated in this window of."""
+        rows, columns = window
+        return replace(
+            self, centres_y_px=self.centres_y_px + rows.start, centres_x_px=self.centres_x_px + columns.start
+        )
+
     def over(self, rows: slice, columns: slice) -> Float32:
         """Radius and profile at each pixel of a window of the plane, float32 [2, h, w]; linear between centres."""
         y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
@@ -93,7 +101,7 @@ class BlurEstimate:
 
 
 def estimate_blur(
-    plane: npt.NDArray[np.generic],
+    plane: npt.NDArray[np.generic] | Specimen,
     *,
     normalisation: Normalisation | None = None,
     profile: int | None = None,
@@ -103,7 +111,7 @@ def estimate_blur(
 
     Parameters
     ----------
-    plane : ndarray, shape [C, Y, X]
+    plane : ndarray or Specimen, shape [C, Y, X]
         Any numeric type and unit; colours are averaged. Read window by window: it may be a memory map.
     normalisation : Normalisation, optional
         What tells where no light is; otherwise the plane's own, of a specimen that shines.
@@ -114,16 +122,17 @@ def estimate_blur(
         Wider radii are given as this one, where they are not what a network can undo: too wide is worse than too
         narrow.
     """
-    rows, columns = (min(length, WINDOW_PX) for length in plane.shape[1:])
-    tops, lefts = (_starts(length) for length in plane.shape[1:])
-    constants = normalisation or estimate(plane)
+    specimen = plane if isinstance(plane, Specimen) else Specimen.of(plane)
+    rows, columns = (min(length, WINDOW_PX) for length in specimen.shape[1:])
+    tops, lefts = (_starts(length) for length in specimen.shape[1:])
+    constants = normalisation or estimate(specimen.visible())
     places = [(top, left) for top in tops for left in lefts]
 
     def windows(places: Sequence[tuple[int, int]]) -> Tensor:
-        cut = [constants.apply(plane[:, top : top + rows, left : left + columns]).mean(0) for top, left in places]
+        cut = [constants.apply(specimen[:, top : top + rows, left : left + columns]).mean(0) for top, left in places]
         return torch.from_numpy(np.stack(cut))
 
-    lively = _liveliest(plane, places, (rows, columns))
+    lively = _liveliest(specimen, places, (rows, columns))
     looked_at = windows(lively)
     of_contrast = looked_at.flatten(1).std(1, correction=0).topk(min(len(lively), _WINDOWS_FOR_NOISE)).indices
     colour = noise_colour(looked_at[of_contrast], profile=profile)
@@ -291,13 +300,11 @@ def _is_steep(number: int) -> bool:
     return PROFILES[number].numerical_aperture > 0.8
 
 
-def _liveliest(
-    plane: npt.NDArray[np.generic], places: Sequence[tuple[int, int]], size: tuple[int, int]
-) -> list[tuple[int, int]]:
+def _liveliest(specimen: Specimen, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[tuple[int, int]]:
     """Places of the windows with the most contrast, in their order."""
     if len(places) <= _WINDOWS_FOR_PROFILE:
         return list(places)
-    thinned = (plane[:, top : top + size[0] : _THINNED, left : left + size[1] : _THINNED] for top, left in places)
+    thinned = (specimen[:, top : top + size[0] : _THINNED, left : left + size[1] : _THINNED] for top, left in places)
     contrast = np.asarray([window.mean(0, dtype=np.float64).std() for window in thinned])
     return [places[number] for number in sorted(np.argsort(-contrast, kind="stable")[:_WINDOWS_FOR_PROFILE])]
 

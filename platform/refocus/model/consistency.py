@@ -18,6 +18,7 @@ import torch
 from scipy import fft, ndimage
 
 from refocus.errors import InputError
+from refocus.model.blanks import Specimen, continued
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.transfer import RoundTransfer, interpolate
 
@@ -70,6 +71,10 @@ def check_consistency(
     if image.shape != restored.shape or image.ndim not in (2, 3) or min(image.shape[-2:]) < 16:
         raise InputError(f"image {image.shape} and restored {restored.shape}; expected one shape of 16 px and more.")
     given, output = (np.asarray(i, np.float32).reshape(-1, *image.shape[-2:]) for i in (image, restored))
+    # Padding and scale bars were not blurred, and blurring them again would explain nothing.
+    seen, blank = Specimen.of(given).everywhere()
+    if blank.any():
+        given, output = (part.astype(np.float32) for part in (seen, continued(output, blank)))
     spread = float(given.std())
     if spread == 0:
         return Consistency(0.0, 0.0 if np.array_equal(given, output) else 1.0, 1.0)
@@ -86,7 +91,7 @@ def check_consistency(
     def left(radius: float) -> float:
         blurred = fft.irfft2(spectrum * relative_transfer(radius, shape, system), s=shape)
         seen = blurred[:, margin : margin + given.shape[-2], margin : margin + given.shape[-1]]
-        return float(np.sqrt(np.mean((seen - given)[inner] ** 2)))
+        return float(np.sqrt(np.mean((seen - given)[inner] ** 2, where=~blank[inner[1:]])))
 
     errors = [left(r) for r in radii]
     best = int(np.argmin(errors))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from refocus.errors import ModelUnfit, UnsupportedImage
+from refocus.model.blanks import Specimen
 from refocus.model.blur_estimate import WINDOW_PX, BlurEstimate
 from refocus.model.blur_spectrum import NoiseColour
 from refocus.model.normalisation import Normalisation
@@ -136,8 +137,11 @@ def explain(
     constants = found.normalisations[0]
     channels_first = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
     seen = channels_first if config.channels == 3 else channels_first[:1]
-    blurred = model.estimated_blur(seen, constants, None if optics is None else nearest_profile(optics))
+    specimen = Specimen.of(seen)
+    blurred = model.estimated_blur(specimen, constants, None if optics is None else nearest_profile(optics))
     assert blurred is not None
+    blurred = blurred.moved(specimen.window)
+    shown, _ = Specimen.of(channels_first).everywhere()
     row, column = _window(blurred, at)
     rows, columns = (
         _about(centre, length)
@@ -145,8 +149,8 @@ def explain(
             at or (blurred.centres_y_px[row], blurred.centres_x_px[column]), image.shape[:2], strict=True
         )
     )
-    proposals = _proposals(model, channels_first, constants, blurred, rows, columns)
-    cycles, power = power_spectrum(constants.apply(channels_first[:, rows, columns]).mean(0))
+    proposals = _proposals(model, shown, constants, blurred, rows, columns)
+    cycles, power = power_spectrum(constants.apply(shown[:, rows, columns]).mean(0))
     radius_px = float(blurred.over(rows, columns)[0].mean())
     levels = len(config.network.noise_levels)
     return Explanation(

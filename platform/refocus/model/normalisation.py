@@ -99,7 +99,7 @@ def estimate(pixels: npt.NDArray[Any], *, absorbing: bool = False) -> Normalisat
             "pixel of integers or floats."
         )
     sign = -1.0 if absorbing else 1.0
-    samples = sign * _thinned(pixels).astype(np.float64)
+    samples = sign * thinned(pixels).astype(np.float64)
     if not np.isfinite(samples).all():
         raise UnsupportedImage("the image holds NaN or infinities; replace them, for instance with np.nan_to_num.")
     low, high, extreme = np.percentile(samples, [LOW_PERCENTILE, HIGH_PERCENTILE, EXTREME_PERCENTILE])
@@ -111,7 +111,7 @@ def estimate(pixels: npt.NDArray[Any], *, absorbing: bool = False) -> Normalisat
     return Normalisation(sign * float(low), sign * float(scale))
 
 
-def _thinned(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def thinned(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Every n-th row and column of an image that is large; the two longest axes are those."""
     if pixels.size <= MOST_SAMPLES:
         return pixels

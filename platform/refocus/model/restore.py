@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
+from refocus.model.blanks import Specimen
 from refocus.model.blur_estimate import BlurEstimate, estimate_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import Prediction
@@ -52,6 +53,9 @@ class Restoration:
         One for each plane.
     digest : str
         Of the model that made it.
+    blank_levels : tuple of tuple of float
+        Grey levels, or colours, that were taken for padding or overlays (:mod:`refocus.model.blanks`), of all planes.
+        Their pixels are as they were.
     """
 
     pixels: npt.NDArray[Any]
@@ -60,6 +64,7 @@ class Restoration:
     scale: Float32 | None
     normalisations: tuple[Normalisation, ...]
     digest: str
+    blank_levels: tuple[tuple[float, ...], ...] = ()
 
     @property
     def median_blur_radius_px(self) -> float:
@@ -144,35 +149,43 @@ class LoadedModel:
         profile = None if optics is None else nearest_profile(optics)
         maps: list[Float32] = []
         constants: list[Normalisation] = []
+        blanks: set[tuple[float, ...]] = set()
         planes = list(_planes(axes, image.shape, together=channels == 3))
         for number, where in enumerate(planes):
-            plane = _channels_first(image[where], axes)
-            chosen = normalisation or _estimated(plane, absorbing=self.package.config.absorbing)
-            told = _scaled(progress, number, len(planes))
+            plane, made = _channels_first(image[where], axes), _channels_first(pixels[where], axes)
+            specimen = Specimen.of(_finite(plane), stride_px=stride)
+            chosen = normalisation or estimate(specimen.visible(), absorbing=self.package.config.absorbing)
+            if specimen.has_blanks:
+                made[...] = plane
+                blanks.update(tuple(float(value) for value in level) for level in specimen.levels)
+            seen = slice(None), *specimen.window
             blur = self._plane(
-                plane,
+                specimen,
                 profile,
                 chosen,
-                _channels_first(pixels[where], axes),
-                None if scale is None else _channels_first(scale[where], axes),
-                told,
+                made[seen],
+                None if scale is None else _channels_first(scale[where], axes)[seen],
+                _scaled(progress, number, len(planes)),
             )
-            maps.append(blur)
+            maps.append(specimen.placed(blur))
             constants.append(chosen)
-        return Restoration(pixels, np.stack(maps), stride, scale, tuple(constants), self.package.digest)
+        return Restoration(
+            pixels, np.stack(maps), stride, scale, tuple(constants), self.package.digest, tuple(sorted(blanks))
+        )
 
     def _plane(
         self,
-        plane: npt.NDArray[Any],
+        specimen: Specimen,
         profile: int | None,
         constants: Normalisation,
         pixels: npt.NDArray[Any],
         scale: Float32 | None,
         progress: Progress | None,
     ) -> Float32:
-        """Restore [C, Y, X] into views of the result. Returns the blur map."""
+        """Restore what shows a specimen into views of the result, [C, Y, X]. Returns the blur map."""
         channels = self.package.config.channels
         stride = self.package.config.network.stride_px
+        plane = specimen.given
         height, width = plane.shape[1:]
         blur = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
         low, high = plane.min(), plane.max()
@@ -181,10 +194,10 @@ class LoadedModel:
             pixels[...] = plane
             return blur
         repeated = channels // plane.shape[0]
-        blurred = self.estimated_blur(plane, constants, profile)
+        blurred = self.estimated_blur(specimen, constants, profile)
 
         def read(window: Window) -> Float32:
-            normalised = constants.apply(plane[(slice(None), *window)])
+            normalised = constants.apply(specimen[(slice(None), *window)])
             normalised = np.repeat(normalised, repeated, axis=0) if repeated > 1 else normalised
             return normalised if blurred is None else np.concatenate([normalised, blurred.over(*window)])
 
@@ -203,14 +216,16 @@ class LoadedModel:
                 answer = band.image[:, part].mean(0, keepdims=True) if repeated > 1 else band.image[:, part]
                 values = constants.undo(answer, _arithmetic(pixels.dtype))
                 pixels[:, block] = _as_dtype(values, pixels.dtype, floor=0.0 if low >= 0 else None)
+            specimen.put_back(pixels, band.rows)
             if scale is not None and band.scale is not None:
                 error = band.scale.mean(0, keepdims=True) if repeated > 1 else band.scale
                 scale[:, band.rows] = error * abs(constants.scale)
+                specimen.put_back(scale, band.rows, level=0.0)
         _balance(plane, pixels, floor=0.0 if low >= 0 else None)
         return blur
 
     def estimated_blur(
-        self, plane: npt.NDArray[Any], constants: Normalisation, profile: int | None
+        self, plane: npt.NDArray[Any] | Specimen, constants: Normalisation, profile: int | None
     ) -> BlurEstimate | None:
         """What `restore` takes the blur of a plane [C, Y, X] for; None where the network sees none."""
         if not self.package.config.network.sees_blur:
@@ -320,7 +335,7 @@ def _checked_axes(image: npt.NDArray[Any], axes: str | None) -> str:
     return axes
 
 
-def _estimated(plane: npt.NDArray[Any], *, absorbing: bool) -> Normalisation:
+def _finite(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if plane.dtype.kind == "f":
         # Row by row: a mask of a whole slide is a gigabyte.
         bad = sum(int(np.count_nonzero(~np.isfinite(row))) for channel in plane for row in channel)
@@ -328,7 +343,7 @@ def _estimated(plane: npt.NDArray[Any], *, absorbing: bool) -> Normalisation:
             raise UnsupportedImage(
                 f"{bad} of {plane.size} pixels are NaN or infinite; replace them, for instance with np.nan_to_num."
             )
-    return estimate(plane, absorbing=absorbing)
+    return plane
 
 
 def _planes(axes: str, shape: tuple[int, ...], *, together: bool) -> Iterator[tuple[Any, ...]]:

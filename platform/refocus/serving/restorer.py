@@ -143,6 +143,7 @@ class Restorer:
             half_width=half_width,
             calibrated=half_width is not None and calibration.fitted,
             tiles=tiles if request.maps else (),
+            blank_levels=done.blank_levels,
             timings_ms={"model": model_ms, "judge": 1e3 * (time.perf_counter() - started)},
         )
 
