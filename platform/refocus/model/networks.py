@@ -284,7 +284,8 @@ class _UNet(nn.Module):
             x = down(x)
         bottom = x = self.middle(x)
         for up, decoder, skip in zip(reversed(self.ups), reversed(self.decoders), reversed(skips), strict=True):
-            x = decoder(F.pixel_shuffle(up(x), 2) + skip)
+            # The first of two layouts stays, and accelerators do not shuffle into the one that convolutions ask for.
+            x = decoder(skip + F.pixel_shuffle(up(x), 2))
         return self.heads(x, bottom, own.image, changes)
 
 

@@ -167,3 +167,28 @@ def test_what_is_proposed_is_the_image_itself_where_nothing_is_blurred_and_nothi
     for proposal in proposals:
         torch.testing.assert_close(proposal, image, rtol=0, atol=1e-5)
     assert build_network(tiny()).proposals(image) == []
+
+
+def _shuffled_by_accelerators(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """As torch shuffles pixels everywhere but on the CPU: whatever came in, planes come out one after the other."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, channels // factor**2, factor, factor, height, width).permute(0, 1, 4, 2, 5, 3)
+    return parts.contiguous().view(batch, channels // factor**2, factor * height, factor * width)
+
+
+@pytest.mark.parametrize("config", [tiny(), tiny("nafnet"), tiny(**FILTERED)], ids=str)
+def test_every_convolution_gets_the_layout_it_is_fast_with(
+    config: NetworkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.functional, "pixel_shuffle", _shuffled_by_accelerators)
+    network = build_network(config)
+    laid_out = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda _, given: laid_out.append(given[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    image = torch.rand(2, 1, 48, 48)
+    network(torch.cat([image, blur_planes(4.0, 48, 48).expand(2, -1, -1, -1)], 1) if config.sees_blur else image)
+    assert len(laid_out) > 10
+    assert all(laid_out)
