@@ -333,10 +333,10 @@ class Trainer:
             raise ModelUnfit("the checkpoint has no discriminator and this recipe is adversarial; start a new run.")
         unwrapped(self.network).load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        _go_on(self.optimizer, state["optimizer"])
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             unwrapped(self.discriminator).load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+            _go_on(self.discriminator_optimizer, state["discriminator_optimizer"])
         torch.set_rng_state(state["torch_rng"].cpu())
         self.step = int(state["step"])
         self.samples_seen = int(state["samples_seen"])
@@ -448,6 +448,18 @@ def _adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torc
     others = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99))
+
+
+def _go_on(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Continue from an optimizer's state, each mean laid out in memory as its weight is.
+
+    Files keep no layouts, and accelerators update all weights at once only where layouts agree.
+    """
+    optimizer.load_state_dict(dict(state))
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _psnr_db(image: Tensor, target: Tensor) -> Tensor:

@@ -119,6 +119,19 @@ def test_a_resumed_run_ends_with_the_same_weights_to_the_bit(config: TrainingCon
         assert torch.equal(ours, theirs)
 
 
+def test_a_resumed_optimizer_lays_its_means_out_as_the_weights_are(tmp_path: Path) -> None:
+    config = recipe(discriminator=DiscriminatorConfig(width=4), loss=LossWeights(adversarial=0.1))
+    first, second = Trainer(config), Trainer(config)
+    list(first.run(batches(0, 1)))
+    save_state(first.state_dict(), tmp_path)
+    second.load_state_dict(load_state(tmp_path))
+    for optimizer in (second.optimizer, second.discriminator_optimizer):
+        assert optimizer is not None
+        means = [(p, s["exp_avg"], s["exp_avg_sq"]) for p, s in optimizer.state.items()]
+        assert any(weight.is_contiguous(memory_format=torch.channels_last) for weight, *_ in means if weight.ndim == 4)
+        assert all(each.stride() == weight.stride() for weight, *both in means for each in both)
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_tiles() -> None:
     trainer = Trainer(recipe())
     list(trainer.run(batches(0, 2)))
