@@ -28,8 +28,9 @@ class DeviceMeter:
             return
         try:
             self._samples.append(torch.cuda.utilization(self._device) / 100)
-        except (ModuleNotFoundError, RuntimeError):
-            # Without nvidia-ml-py, or where the driver does not tell, the run's record has no utilisation.
+        except Exception:  # noqa: BLE001 (the library's own errors derive from nothing else)
+            # Without nvidia-ml-py, or where the driver does not tell (a slice of a GPU, WSL), the run's record has no
+            # utilisation.
             return
 
     def reading(self) -> dict[str, float]:
