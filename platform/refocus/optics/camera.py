@@ -120,8 +120,16 @@ def shot_noise(
         exact = torch.poisson(mean_counts.detach()[few], generator=generator)
         noise = (read_variance.sqrt() * normal).expand_as(counts)[few]
         return counts.masked_scatter(few, exact + noise)
-    exact = torch.poisson(mean_counts.detach().clamp(max=EXACT_BELOW), generator=generator)
+    exact = _poisson_of(few, mean_counts.detach(), generator)
     return torch.where(few, exact + read_variance.sqrt() * normal, counts)
+
+
+def _poisson_of(few: Tensor, mean_counts: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Exact counts where there are few, others 0, for devices on which picking them out takes longer.
+
+    What no Poisson rate can be counts as none: CUDA would end the process over it, not the step.
+    """
+    return torch.poisson(torch.where(few, mean_counts, 0.0).clamp_min(0.0), generator=generator)
 
 
 def falling_power(frequency_per_px: Tensor, cutoff_per_px: Tensor | float, order: Tensor | float) -> Tensor:

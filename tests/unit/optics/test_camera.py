@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refocus.errors import InputError
-from refocus.optics.camera import EXACT_BELOW, Camera, coloured, shot_noise
+from refocus.optics.camera import EXACT_BELOW, Camera, _poisson_of, coloured, shot_noise
 
 DRAWS = 400_000
 
@@ -54,6 +54,14 @@ def test_equal_seeds_give_equal_noise() -> None:
 def test_impossible_light_is_refused(bad: float) -> None:
     with pytest.raises(InputError, match="finite and not negative"):
         shot_noise(torch.tensor([1.0, bad]))
+
+
+def test_impossible_light_reaches_no_accelerators_poisson() -> None:
+    light = torch.tensor([math.nan, math.inf, -1.0, 0.0, 9.0, 1e6])
+    counts = _poisson_of(light < EXACT_BELOW, light, seeded())
+    assert counts[:4].tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert 0.0 < counts[4] < 40.0
+    assert counts[5] == 0.0
 
 
 def test_grey_levels_follow_gain_and_offset() -> None:
