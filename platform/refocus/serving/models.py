@@ -171,7 +171,7 @@ class ModelSet:
         followed.tried, followed.problem = wanted, None
         self._tell(name, wanted, None)
         if serving is not None:
-            _close(serving)
+            _close(serving.runner)
 
     def _tell(self, name: str, digest: str, problem: str | None) -> None:
         if self.on_swap is not None:
@@ -182,10 +182,14 @@ class ModelSet:
     ) -> Served:
         runner = self.load(package)
         network = getattr(runner, "network", None)
-        if golden is None:
-            golden_output(package, network)
-        else:
-            check_golden(package, golden, network)
+        try:
+            if golden is None:
+                golden_output(package, network)
+            else:
+                check_golden(package, golden, network)
+        except BaseException:
+            _close(runner)
+            raise
         return Served(name, package, runner, source)
 
     def pick(self, reference: str | None, modality: str | None, colors: int, default: str | None) -> Served:
@@ -245,7 +249,7 @@ class ModelSet:
             pinned = self._tested(name, self.catalog.load(name, digest), "champion", record.golden)
             self._pinned[digest] = pinned
             while len(self._pinned) > self.pinned_versions:
-                _close(self._pinned.popitem(last=False)[1])
+                _close(self._pinned.popitem(last=False)[1].runner)
             return pinned
 
     def any_served(self) -> Served | None:
@@ -275,7 +279,7 @@ class ModelSet:
         return f"there is no model to serve: {where}{f' ({found})' if found else ''}; {what}."
 
 
-def _close(served: Served) -> None:
-    close = getattr(served.runner, "close", None)
+def _close(runner: Any) -> None:
+    close = getattr(runner, "close", None)
     if close is not None:
         close()

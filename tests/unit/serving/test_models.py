@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from refocus.errors import ModelMissing, ModelUnfit
@@ -79,9 +82,15 @@ def test_a_champion_that_fails_its_golden_image_is_not_served(catalog, store, mo
     record = catalog.version("tiny", second)
     wrong = record.golden.model_copy(update={"spread": record.golden.spread + 1.0})
     store.put(key, record.model_copy(update={"golden": wrong}).model_dump_json().encode())
+    threads = set(threading.enumerate())
     models.follow()
     assert digest(models) == first
     assert "golden image" in (models.states()[0].problem or "")
+    # A thread that waited for requests for ever would hold its weights in the device's memory as long.
+    deadline = time.monotonic() + 30.0
+    while set(threading.enumerate()) - threads:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_store_that_is_gone_leaves_everything_serving(catalog, models, monkeypatch):
