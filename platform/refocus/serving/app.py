@@ -79,8 +79,13 @@ class Restorer:
         return self._restorer.state()
 
     async def check_health(self) -> None:
-        """Called by Serve: a replica whose event loop hangs is replaced. A missing model is no illness."""
+        """Called by Serve: a replica whose event loop hangs, or whose device failed, is replaced.
+
+        A missing model is no illness.
+        """
         self._follow()
+        if self._restorer.device_failure:
+            raise RuntimeError(f"the device failed: {self._restorer.device_failure}")
 
     def _follow(self) -> None:
         # The loop is not running yet while the constructor does.

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from refocus.errors import ConfigurationError, StoreError, UnsupportedImage
+from refocus.errors import ConfigurationError, ServiceBusy, StoreError, UnsupportedImage
 from refocus.focus.measures import normalised_variance
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.model.checkpoint import ModelPackage
+from refocus.model.restore import Restoration
 from refocus.registry.catalog import Catalog
 from refocus.serving.batching import BatchingModel
 from refocus.serving.config import ServingConfig
@@ -42,10 +44,16 @@ class Restorer:
         Where champions are; see `catalog_of`.
     meters : Meters, optional
         Where swaps are counted; in this process where not given.
+
+    Attributes
+    ----------
+    device_failure : str
+        What an accelerator said when it failed; empty where it did not. It answers nothing in this process any more.
     """
 
     def __init__(self, config: ServingConfig, catalog: Catalog | None, meters: Meters | None = None) -> None:
         self.config = config
+        self.device_failure = ""
         self._meters = meters or ProcessMeters()
         self.models = ModelSet(
             catalog,
@@ -99,6 +107,8 @@ class Restorer:
             If no model serves, or none for such an image.
         UnsupportedImage
             If ``on_out_of_range='fail'`` and a part is out of range, or if focus is to be judged on too few pixels.
+        ServiceBusy
+            If an accelerator failed, or its memory is full.
         """
         held = colors_held(request.planes)
         served = self.models.pick(request.model, request.modality, held, self.config.default_model)
@@ -109,7 +119,7 @@ class Restorer:
             )
         started = time.perf_counter()
         axes = "ZYXS" if request.colors == 3 else "ZYX"
-        done = served.runner.restore(request.planes, axes=axes, optics=request.optics, with_scale=request.uncertainty)
+        done = self._restored(served, request, axes)
         model_ms = 1e3 * (time.perf_counter() - started)
         started = time.perf_counter()
         blur = _one_map_a_plane(done.blur_radius_px, len(request.planes))
@@ -146,6 +156,22 @@ class Restorer:
             blank_levels=done.blank_levels,
             timings_ms={"model": model_ms, "judge": 1e3 * (time.perf_counter() - started)},
         )
+
+    def _restored(self, served: Served, request: RestoreRequest, axes: str) -> Restoration:
+        try:
+            done: Restoration = served.runner.restore(
+                request.planes, axes=axes, optics=request.optics, with_scale=request.uncertainty
+            )
+        except torch.OutOfMemoryError as error:
+            # What torch keeps for later goes back to those who share the device.
+            torch.cuda.empty_cache()
+            _log.error("the device's memory is full: %s", error)
+            raise ServiceBusy("the device's memory is full; ask again in a moment, or for smaller images.") from error
+        except torch.AcceleratorError as error:
+            self.device_failure = str(error)
+            _log.error("the device failed: %s", error)
+            raise ServiceBusy("the device failed; ask again once this process was replaced.") from error
+        return done
 
 
 def catalog_of(config: ServingConfig) -> Catalog | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from scipy import ndimage
 
+from refocus.errors import ServiceBusy
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import restore
 from refocus.serving.config import ServingConfig
@@ -39,3 +42,31 @@ def test_the_white_ground_of_a_section_is_no_reason_to_scan_again() -> None:
     restorer = Restorer(ServingConfig(store="none", device="cpu", precision="fp32"), None)
     answer = restorer.restore(RestoreRequest(planes=section[None], modality="brightfield", maps=True))
     assert all("saturated" not in tile.reasons for tile in answer.tiles)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), ""),
+        (
+            torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+            "CUDA error: an illegal memory",
+        ),
+    ],
+)
+def test_a_device_that_fails_is_said_to_have_failed_and_the_caller_to_come_back(
+    error: Exception, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    restorer = Restorer(ServingConfig(models=("fluorescence",), store="none", device="cpu", precision="fp32"), None)
+    request = RestoreRequest(planes=np.random.default_rng(0).integers(0, 4000, (1, 40, 40)).astype(np.uint16))
+    network = restorer.models.pick(None, None, 1, None).runner.network
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "forward", fail)
+        with pytest.raises(ServiceBusy, match="ask again"):
+            restorer.restore(request)
+    assert restorer.device_failure.startswith(failure)
+    assert bool(restorer.device_failure) == bool(failure)
+    assert restorer.restore(request).model == "fluorescence"
