@@ -27,7 +27,9 @@ from refocus.errors import ModelUnfit, NonFiniteLoss
 from refocus.model import losses
 from refocus.model.blur_estimate import with_blur
 from refocus.model.checkpoint import ModelPackage
+from refocus.model.deconvolution import RichardsonLucy
 from refocus.model.discriminator import Discriminator
+from refocus.model.inverse_filters import InverseFilters
 from refocus.model.networks import NetworkConfig, Prediction, RefocusNetwork, build_network, guided_start
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, Pairs
@@ -147,7 +149,6 @@ class Trainer:
             )
         self.network = _placed(built, self.device, distributed)
         self.discriminator = _placed(critic, self.device, distributed) if critic is not None else None
-        self.forward = torch.compile(self.network) if config.compile else self.network
         self.optimizer = _adamw(self.network, config.learning_rate, config.weight_decay)
         self.discriminator_optimizer = (
             _adamw(self.discriminator, config.discriminator.learning_rate, 0.0)
@@ -155,6 +156,7 @@ class Trainer:
             else None
         )
         self.averaged: RefocusNetwork = copy.deepcopy(unwrapped(self.network)).requires_grad_(False).eval()
+        self.forward = _compiled(self.network) if config.compile else self.network
         self.pairs = PairMaker(config, device=self.device)
         self.validation_pairs = PairMaker(config, device=self.device, augment=False)
         self.step = 0
@@ -440,6 +442,17 @@ def _placed(module: nn.Module, device: torch.device, distributed: bool) -> nn.Mo
     return DistributedDataParallel(
         module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
     )
+
+
+def _compiled(network: nn.Module) -> Any:
+    """Compile all but what undoes the blur.
+
+    That takes another way for each blur, so it would be compiled anew for each batch, and then no more at all.
+    """
+    for module in network.modules():
+        if isinstance(module, (InverseFilters, RichardsonLucy)):
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
+    return torch.compile(network)
 
 
 def _adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

@@ -132,6 +132,23 @@ def test_a_resumed_optimizer_lays_its_means_out_as_the_weights_are(tmp_path: Pat
         assert all(each.stride() == weight.stride() for weight, *both in means for each in both)
 
 
+def test_a_compiled_network_is_compiled_once_for_all_blurs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    real = torch.compile
+    # What is counted are the graphs that would be compiled; turning them into machine code takes minutes.
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="eager"))
+    network = TINY.model_copy(update={"noise_levels": ((2e-3, 40.0),), "deconvolution": True})
+    config = recipe(network=network, optics=OpticsRange(blur_radius_px=(6.0, 20.0)))
+    compiled, plain = Trainer(config.model_copy(update={"compile": True})), Trainer(config)
+    list(compiled.run(batches(0, 1)))
+    graphs = counters["stats"]["unique_graphs"]
+    losses = [metrics.loss for metrics in compiled.run(batches(1, 3))]
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+    list(plain.run(batches(0, 1)))
+    assert losses == [metrics.loss for metrics in plain.run(batches(1, 3))]
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_tiles() -> None:
     trainer = Trainer(recipe())
     list(trainer.run(batches(0, 2)))
