@@ -6,6 +6,7 @@ Images are in normalised units, [B, C, H, W], and float32: losses are taken outs
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -112,15 +113,18 @@ def _ssim_terms(image: Tensor, target: Tensor, c1: Tensor, c2: Tensor) -> tuple[
     return luminance, (2 * (cross - mean_i * mean_t) + c2) / (variance + c2)
 
 
+@lru_cache(maxsize=32)
 def _gaussian_band(size: int, device: torch.device) -> Tensor:
     """Rows that smooth `size` samples where the window fits: on a CPU a product with this band outruns convolution."""
-    taps = torch.arange(_SSIM_TAPS, dtype=torch.float32, device=device) - _SSIM_TAPS // 2
-    kernel = torch.exp(-0.5 * (taps / _SSIM_SIGMA_PX) ** 2)
-    rows = torch.zeros(size - _SSIM_TAPS + 1, size, device=device)
-    at = torch.arange(size - _SSIM_TAPS + 1, device=device)
-    for tap, weight in enumerate(kernel / kernel.sum()):
-        rows[at, at + tap] = weight
-    return rows
+    # Kept for training as well, whoever asks first.
+    with torch.inference_mode(False):
+        taps = torch.arange(_SSIM_TAPS, dtype=torch.float32, device=device) - _SSIM_TAPS // 2
+        kernel = torch.exp(-0.5 * (taps / _SSIM_SIGMA_PX) ** 2)
+        rows = torch.zeros(size - _SSIM_TAPS + 1, size, device=device)
+        at = torch.arange(size - _SSIM_TAPS + 1, device=device)
+        for tap, weight in enumerate(kernel / kernel.sum()):
+            rows[at, at + tap] = weight
+        return rows
 
 
 def light(image: Tensor, target: Tensor) -> Tensor:

@@ -59,6 +59,17 @@ def test_ms_ssim_of_opposites_and_of_constants_has_finite_gradients(side: int) -
         assert image.grad.isfinite().all()
 
 
+def test_what_was_measured_first_can_be_trained_by_later() -> None:
+    image = _random(2, side=53)
+    with torch.inference_mode():
+        measured = losses.ms_ssim(image, 0.5 * image)[1]
+    image.requires_grad_()
+    trained = losses.ms_ssim(image, 0.5 * image.detach())[1]
+    trained.backward()
+    assert image.grad is not None
+    assert float(trained) == float(measured)
+
+
 def test_light_is_the_relative_error_of_the_mean() -> None:
     target = torch.full((1, 1, 4, 4), 0.5)
     assert float(losses.light(1.1 * target, target)) == pytest.approx(0.1, rel=1e-5)
