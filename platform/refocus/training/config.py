@@ -80,7 +80,8 @@ class TrainingConfig(BaseModel):
     clip_norm : float
         Largest norm of all gradients together.
     precision : {'bf16', 'fp32'}
-        Of the network's arithmetic; weights, losses and optimizer stay in float32.
+        Of the network's arithmetic; weights, losses and optimizer stay in float32. GPUs that would have to emulate
+        bf16 (before NVIDIA's Ampere) take fp32.
     compile : bool
         Run the network through torch.compile.
     seed : int

@@ -31,6 +31,7 @@ from refocus.model.deconvolution import RichardsonLucy
 from refocus.model.discriminator import Discriminator
 from refocus.model.inverse_filters import InverseFilters
 from refocus.model.networks import NetworkConfig, Prediction, RefocusNetwork, build_network, guided_start
+from refocus.model.restore import has_native_bf16
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, Pairs
 
@@ -139,6 +140,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.device = torch.device(device)
+        # An accelerator without units for bf16 emulates it, slower than float32.
+        self._bf16 = config.precision == "bf16" and (self.device.type == "cpu" or has_native_bf16(self.device))
         self.world_size = world_size
         self.local_batch_size = max(1, config.batch_size // world_size)
         with torch.random.fork_rng(devices=[]):
@@ -348,7 +351,7 @@ class Trainer:
         blur = pairs.estimated_blur
         image = pairs.image if blur is None else with_blur(pairs.image, blur)
         image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             return network(image)
 
     def _loss(

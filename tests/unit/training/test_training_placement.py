@@ -15,6 +15,7 @@ from refocus.model import losses
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import NetworkConfig
 from refocus.optics.random_defocus import OpticsRange
+from refocus.training import loop
 from refocus.training.config import DiscriminatorConfig, LossWeights, TrainingConfig
 from refocus.training.loop import Trainer
 from refocus.training.package import package_config
@@ -77,6 +78,27 @@ def test_a_run_trains_validates_and_resumes_in_the_devices_own_memory(config: Tr
         assert second.validate([_batch(config, 1)]).means() == measured
         list(second.run([_batch(config, 2)]))
         assert second.step == 2
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_for_accelerators_that_have_units_for_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RECIPES["two networks"].model_copy(update={"precision": "bf16"})
+    asked = []
+
+    class Noted(torch.autocast):
+        """The processor has none for another device."""
+
+        def __init__(self, device: str, dtype: torch.dtype | None = None, *, enabled: bool = True) -> None:
+            asked.append((device, dtype, enabled))
+            super().__init__("cpu", enabled=False)
+
+    monkeypatch.setattr(loop, "has_native_bf16", lambda device: native)
+    with pretended_accelerator() as device:
+        trainer = Trainer(config, device=device)
+        batch = _batch(config)
+        monkeypatch.setattr(torch, "autocast", Noted)
+        trainer.train_step(batch)
+    assert ("cuda", torch.bfloat16, native) in asked
 
 
 def test_a_damaged_tile_costs_an_accelerator_one_batch() -> None:
