@@ -14,6 +14,7 @@ begins at the blur.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -146,12 +147,17 @@ def _read_at(values: Tensor, place: Tensor) -> Tensor:
 
 def _unexplained(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Tensor:
     """Logarithm of what stays unexplained by light through each of ascending rungs."""
-    ladder = blur_ladder().defocused[profile].to(window.device)
+    ladder = _rungs_on(window.device)[profile]
     tables = torch.stack([_beyond(ladder, number) for number in rungs])
     widest = RADII_PX[0] * RUNG_RATIO ** rungs[-1]
     light = Deconvolution(F.avg_pool2d(window[None].float(), look.side_px), look.side_px, widest, tables)
     light.advanced(look.steps)
     return light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+@lru_cache(maxsize=4)
+def _rungs_on(device: torch.device) -> Tensor:
+    return blur_ladder().defocused.to(device)
 
 
 def _beyond(ladder: Tensor, number: int) -> Tensor:

@@ -100,7 +100,7 @@ def noise_colour(windows: Tensor, *, profile: int | None = None) -> NoiseColour 
         return None
     with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
         seen = _spectra(windows.float())
-        rungs, slopes = (table.to(windows.device) for table in _rung_tables(side))
+        rungs, slopes = _rung_tables(side, windows.device)
         rungs = rungs[_USUAL_PROFILE if profile is None else profile, ::_STRIDE]
         shapes = (rungs[:, None] * slopes).flatten(0, 1)
         by_white = _costs(seen, shapes, None).mean(0)
@@ -141,17 +141,16 @@ def rung_costs(windows: Tensor, *, profile: int | None = None, colour: NoiseColo
     shape = (len(judged), len(RADII_PX))
     side = min(windows.shape[-2:])
     # Of all that fit alike the usual profile: others are what networks have seen least of.
-    alike = _unusual().to(windows) if profile is None else windows.new_zeros(1)
+    alike = _unusual(windows.device).to(windows) if profile is None else windows.new_zeros(1)
     if side < _SMALLEST_PX:
         return alike[:, None].expand(len(windows), *shape)
     with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
         seen = _spectra(windows.float())
-        rungs, slopes = _rung_tables(side)
-        rungs, slopes = rungs.to(windows.device), slopes.to(windows.device)
+        rungs, slopes = _rung_tables(side, windows.device)
         shapes = (rungs[judged].flatten(0, 1)[:, None] * slopes).flatten(0, 1)
         costs = _costs(seen, shapes, colour)
         if profile is None:
-            costs = costs + _unusual().to(costs).repeat_interleave(len(RADII_PX))
+            costs = costs + _unusual(windows.device).to(costs).repeat_interleave(len(RADII_PX))
         costs = (costs - costs.amin(-1, keepdim=True)).reshape(-1, *shape)
         silent = seen.empty | ((costs.amax(-1) - costs.amin(-1)).amax(-1) < _LEAST_NATS)
         return torch.where(silent[:, None, None], alike[:, None], costs)
@@ -165,7 +164,7 @@ def _costs(seen: _Spectra, shapes: Tensor, colour: NoiseColour | None) -> Tensor
             for power, white in zip(seen.power, seen.noise, strict=True)
         ]
     )
-    unlikely = torch.tensor(_TEXTURE_NATS, device=misfit.device).flatten()
+    unlikely = _unlikely(misfit.device)
     return -torch.logsumexp(-CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / CREDENCE
 
 
@@ -196,14 +195,20 @@ def _coloured(power: Tensor, white: Tensor, colour: NoiseColour | None) -> Tenso
     """Power of the noise [bins]: `white` and, as much as `power` shows where it falls, what is coloured."""
     if colour is None:
         return white.expand(len(power))
-    frequency = _bin_centres().to(power.device)
-    falling = falling_power(frequency, colour.cutoff_per_px, colour.order)
+    falling, read = _fall(colour, power.device)
+    level = (power[read].mean() - white).clamp_min(0.0) / falling[read].mean()
+    return white + level * falling
+
+
+@lru_cache(maxsize=64)
+def _fall(colour: NoiseColour, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Power of coloured noise [bins], and numbers of the bins that it is read in."""
+    falling = falling_power(_bin_centres(), colour.cutoff_per_px, colour.order)
     read = (falling <= _FALLING_FROM) & (falling >= _FALLING_TO)
     if not read.any():
         # The fall is steeper than bins are wide, or lies beyond the last.
         read = (falling - _FALLING_FROM).abs() == (falling - _FALLING_FROM).abs().min()
-    level = (power[read].mean() - white).clamp_min(0.0) / falling[read].mean()
-    return white + level * falling
+    return falling.to(device), read.nonzero().flatten().to(device)
 
 
 class _Spectra(NamedTuple):
@@ -229,11 +234,10 @@ def _spectra(windows: Tensor) -> _Spectra:
     height, width = windows.shape[-2:]
     # Squares of squares would leave float32's range in units such as 1e-12.
     windows = windows / windows.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
-    taper = (taper / taper.square().mean().sqrt()).to(windows.device)
+    taper = _taper(height, width, windows.device)
     level = (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()
     power = torch.fft.rfft2((windows - level) * taper).abs().square() / (height * width)
-    bins, counts, groups, worth = (table.to(windows.device) for table in _radial_bins(height, width))
+    bins, counts, groups, worth = _radial_bins(height, width, windows.device)
     rings = power.new_zeros(len(windows), 182).index_add_(1, bins, power.flatten(1))[:, : len(counts)]
     noise = rings[:, _NOISE_BINS].sum(1) / counts[_NOISE_BINS].sum().clamp_min(1.0)
     count = counts @ groups
@@ -245,8 +249,14 @@ def _spectra(windows: Tensor) -> _Spectra:
     return _Spectra(grouped / unit, (noise / unit[:, 0]).clamp_min(1e-9), proofs, empty)
 
 
+@lru_cache(maxsize=16)
+def _taper(height: int, width: int, device: torch.device) -> Tensor:
+    taper = torch.hann_window(height, periodic=False)[:, None] * torch.hann_window(width, periodic=False)
+    return (taper / taper.square().mean().sqrt()).to(device)
+
+
 @lru_cache(maxsize=64)
-def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _radial_bins(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ring of each frequency, frequencies a ring, rings judged together [rings, bins], and what each bin counts."""
     down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
     ring = ((down[:, None].square() + across.square()).sqrt() * _BINS).round().to(torch.int64).flatten()
@@ -256,7 +266,7 @@ def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     for number in range(len(edges) - 1):
         groups[edges[number] : edges[number + 1], number] = 1.0
     worth = (torch.tensor(edges[:-1]) / _WHOLE_BIN).clamp(max=1.0)
-    return ring, counts, groups, worth
+    return ring.to(device), counts.to(device), groups.to(device), worth.to(device)
 
 
 def _edges() -> list[int]:
@@ -271,7 +281,7 @@ def _bin_centres() -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
+def _rung_tables(side_px: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """``|H|^2`` by rung [profiles, radii, bins] and slopes of natural spectra [priors, bins].
 
     A window smears the spectrum by about its inverse side, which fills the zeros; so does the table.
@@ -295,15 +305,23 @@ def _rung_tables(side_px: int) -> tuple[Tensor, Tensor]:
     slopes = torch.stack(
         [(centres.square() + knee**2) ** (-exponent / 2) for exponent in _EXPONENTS for knee in _KNEES]
     )
-    return table, slopes / slopes[:, :1]
+    return table.to(device), (slopes / slopes[:, :1]).to(device)
 
 
-def _unusual() -> Tensor:
+@lru_cache(maxsize=4)
+def _unlikely(device: torch.device) -> Tensor:
+    """What each texture must make up for by its fit, in the order of slopes, in nats."""
+    return torch.tensor(_TEXTURE_NATS, device=device).flatten()
+
+
+@lru_cache(maxsize=4)
+def _unusual(device: torch.device) -> Tensor:
     """What each profile must make up for by its fit where the optics are not known, in nats."""
     return torch.tensor(
         [
             _SAMPLING_NATS * (math.log(profile.sampling / _USUAL_SAMPLING) / _SAMPLING_SPREAD) ** 2
             + _APERTURE_NATS[profile.numerical_aperture]
             for profile in (PROFILES[number] for number in BLIND_PROFILES)
-        ]
+        ],
+        device=device,
     )
