@@ -187,14 +187,10 @@ class PairMaker:
         if not self.augment:
             return fitting_blur(pairs.image, absorbing=self.config.absorbing)
         chance = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(int(s) ^ _HINT)) for s in seeds])
-        known = [
-            profile if share < _OPTICS_SHARE and profile != _UNKNOWN else None
-            for share, profile in zip(chance[:, 0].tolist(), profiles, strict=True)
-        ]
         found = torch.cat(
             [
-                fitting_blur(image[None], profile=at, absorbing=self.config.absorbing)
-                for image, at in zip(pairs.image, known, strict=True)
+                self._found(image[None], share, None if profile == _UNKNOWN else profile)
+                for image, share, profile in zip(pairs.image, chance[:, 0].tolist(), profiles, strict=True)
             ]
         )
         chance = chance.to(self.device)
@@ -202,6 +198,14 @@ class PairMaker:
         near = (pairs.blur_radius_px * error.exp()).clamp(RADII_PX[0], RADII_PX[-1])
         told = (chance[:, 0] < _RADIUS_SHARE) & pairs.blur_radius_px.isfinite()
         return torch.stack([torch.where(told, near, found[:, 0]), found[:, 1]], 1)
+
+    def _found(self, image: Tensor, share: float, profile: int | None) -> Tensor:
+        """Radius and profile [1, 2] of one crop [1, C, H, W]; `share` decides what of that is told."""
+        if share < _RADIUS_SHARE and profile is not None:
+            # The radius is told as well: nothing is left to find.
+            return torch.tensor([[RADII_PX[0], float(profile)]], device=self.device)
+        told = profile if share < _OPTICS_SHARE else None
+        return fitting_blur(image, profile=told, absorbing=self.config.absorbing)
 
     def _renormalised(self, image: Tensor, target: Tensor, blur: Tensor, draws: Tensor) -> Pairs:
         """Give crops the scales and offsets that crops of whole images have.

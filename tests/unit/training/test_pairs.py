@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from refocus.data.batches import TileBatch
 from refocus.model.networks import NetworkConfig
 from refocus.optics.random_defocus import OpticsRange
+from refocus.training import pairs
 from refocus.training.config import TrainingConfig
 from refocus.training.pairs import PairMaker, sample_seed
 
@@ -124,6 +126,25 @@ def test_some_training_samples_are_told_their_optics_and_none_of_validation() ->
     measured = PairMaker(config)(tiles([3, 4], sharp=False)).estimated_blur
     assert measured is not None
     assert (measured[:, 1] < _OTHERS_FROM).all()
+
+
+def test_what_is_told_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NetworkConfig(
+        widths=(8, 8), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1, deconvolution=True
+    )
+    looked_at = []
+
+    def unseen(images: torch.Tensor, *, profile: int | None = None, absorbing: bool = False) -> torch.Tensor:
+        looked_at.append(profile)
+        return torch.full((len(images), 2), float("nan"))
+
+    monkeypatch.setattr(pairs, "fitting_blur", unseen)
+    blur = PairMaker(CONFIG.model_copy(update={"network": network}))(tiles(list(range(64)), sharp=True)).estimated_blur
+    assert blur is not None
+    told = blur.isfinite().all(1)
+    assert 0.1 < float(told.float().mean()) < 0.6
+    assert len(looked_at) == int((~told).sum())
+    assert 0 < sum(profile is None for profile in looked_at) < len(looked_at)
 
 
 def test_crops_lie_where_normalised_images_lie() -> None:
