@@ -45,6 +45,9 @@ def main() -> None:
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     device = torch.device(f"cuda:{rank}" if cuda else "cpu")
+    if cuda:
+        # Ray Train does so as well: what names no device would lie on every rank's first one.
+        torch.cuda.set_device(device)
     trainer = Trainer(config, device=device, distributed=world_size > 1, world_size=world_size)
     ready = batches(config, options.dataset, rank=rank, world_size=world_size, size=trainer.local_batch_size)
     list(trainer.run(itertools.cycle(ready), until_step=options.skip))
