@@ -140,6 +140,13 @@ def labelled(channel: Pixels) -> Pixels:
     return np.where(bar, 65535.0, channel)
 
 
+def spoilt(channel: Pixels) -> Pixels:
+    """One pixel in some 800 is hot."""
+    hot = np.zeros(channel.shape, bool)
+    hot[11::23, 7::36] = True
+    return np.where(hot, 65535.0, channel)
+
+
 def gaussian(radius_px: float) -> Pixels:
     """Of a disc's variance."""
     return normal(lambda distance: np.exp(-2.0 * (distance / radius_px) ** 2), 2.2 * radius_px)
@@ -185,6 +192,7 @@ ROWS: dict[str, Row] = {
     "turned by 30 degrees (linear), corners black": Row(processed(turned_on_black, truth_too=True)),
     "black rims above and beside": Row(processed(rimmed, truth_too=True)),
     "a scale bar": Row(processed(labelled, truth_too=True)),
+    "one pixel in 800 hot": Row(processed(spoilt, truth_too=True)),
     "every other pixel interpolated": Row(processed(interpolated)),
     "JPEG, quality 90": Row(in_eight_bits(230.0, 90)),
     "JPEG, quality 75": Row(in_eight_bits(230.0, 75)),

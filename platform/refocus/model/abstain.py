@@ -21,8 +21,8 @@ from scipy import ndimage
 
 from refocus.errors import InputError
 from refocus.io.grid import TileGrid
-from refocus.model.blanks import Specimen
 from refocus.model.consistency import noise_of
+from refocus.model.specimen import Specimen
 
 Image = npt.NDArray[Any]
 Reason = Literal["out_of_range", "unfamiliar", "no_structure", "saturated"]

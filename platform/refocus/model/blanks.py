@@ -1,31 +1,24 @@
-"""Pixels that show no specimen: padding of stitched, turned or aligned images, cut-outs, scale bars, dead lines.
+"""Pixels that show no specimen: padding, cut-outs and scale bars, dead lines, hot and dead pixels.
 
-They were never blurred, so their edges look like detail in focus and mislead all that reads a blur. They have one
-grey level, lie side by side, and end within a pixel, which an image out of focus never does. By that they are told,
-plane by plane, and taken for unknown: what is wholly blank at the rims is cut off, the specimen is continued over the
-rest, and blank pixels and those beside them come back as they were. What that is worth is in docs/evaluation.md.
+They were never blurred, so their edges look like detail in focus and mislead all that reads a blur. Padding and
+overlays have one grey level, lie side by side, and end within a pixel or two, which an image out of focus never does;
+a hot or dead pixel stands out from all its neighbours. By that they are told, plane by plane. What is made of them is
+in :mod:`refocus.model.specimen`, what it is worth in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from scipy import ndimage
-from torch import Tensor
-
-from refocus.model.normalisation import thinned
 
 Pixels = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
-Window = tuple[slice, slice]
 
 #: Alike over a square of this side, or a run of this length along a row or column: that is flat.
 _SQUARE_PX, _RUN_PX = 3, 16
@@ -35,162 +28,89 @@ _NEAR_PX, _FAR_PX, _COMPLETE = 2, 4, 0.8
 _LEAST_SHARE, _LEAST_DIFFERENCES = 0.02, 4.0
 #: So many of a level's edges must tell; levels with the most are judged.
 _LEAST_EDGES, _MOST_LEVELS = 16, 8
+#: A spike lies as far beyond its neighbours as this times their range, which a point of light never does; fewer of
+#: them in a plane are noise.
+_SPIKE, _LEAST_SPIKES = 6.0, 4
 #: So near to blank pixels others may be mixed with them.
 _MIXED_PX = 2
-#: Parts are read from multiples of this on, so that windows average the same squares where a specimen is continued.
-_ALIGNED_PX = 64
-#: Pixels, and rows, looked at at a time; edges of each that are remembered, and pixels that what tells is judged by.
-_PIXELS, _ROWS, _REMEMBERED, _SAMPLES = 2_000_000, 256, 20_000, 200_000
+#: What tells of a pixel lies within this distance.
+REACH_PX = _RUN_PX + _MIXED_PX
+#: Pixels looked at at a time; edges of each that are remembered, and pixels that what tells is judged by.
+_PIXELS, _REMEMBERED, _SAMPLES = 2_000_000, 20_000, 200_000
 
 
 @dataclass(frozen=True, eq=False)
-class Specimen:
-    """One plane without what shows no specimen. Reads window by window like an array, [C, Y, X].
+class Blanks:
+    """What of a plane shows no specimen; false where all of it does.
 
     Parameters
     ----------
-    plane : ndarray, shape [C, Y, X]
-        Any numeric type; may be a memory map.
     levels : ndarray, shape [n, C]
-        Grey levels, or colours, that stand for no specimen. Where there are none it reads as the plane itself.
-    stride_px : int
-        What is left after rims are cut off starts at multiples of it.
+        Grey levels, or colours, of padding and overlays.
+    spikes : int
+        Hot and dead pixels.
+    telling_step : float
+        By how much a spike stands out at least, in the plane's units.
     """
 
-    plane: Pixels
     levels: Pixels
-    stride_px: int = 1
+    spikes: int
+    telling_step: float
 
-    @classmethod
-    def of(cls, plane: Pixels, *, stride_px: int = 1) -> Specimen:
-        """Of a plane [C, Y, X] whose blank levels are looked for."""
-        return cls(plane, blank_levels(plane), stride_px)
+    def __bool__(self) -> bool:
+        return len(self.levels) > 0 or self.spikes > 0
 
-    @property
-    def has_blanks(self) -> bool:
-        """Whether there is anything to leave out."""
-        return len(self.levels) > 0
+    def among(self, some: Pixels) -> Mask:
+        """Which of some rows and columns of the plane [C, Y, X] are of a blank level, or spikes."""
+        return self.of_level(some) | spikes(some, self.telling_step) if self.spikes else self.of_level(some)
 
-    @cached_property
-    def window(self) -> Window:
-        """What is left of the plane without rims that are wholly blank."""
-        height, width = self.plane.shape[1:]
-        if not self.has_blanks:
-            return slice(0, height), slice(0, width)
-        rows = self._left_of(height, lambda y: self.plane[:, y])
-        return rows, self._left_of(width, lambda x: self.plane[:, rows, x])
+    def of_level(self, pixels: Pixels) -> Mask:
+        """Which pixels [C, ...] have one of the levels."""
+        mask = np.zeros(pixels.shape[1:], bool)
+        for level in self.levels:
+            mask |= (pixels == level.reshape(-1, *(1,) * (pixels.ndim - 1))).all(0)
+        return mask
 
-    @property
-    def given(self) -> Pixels:
-        """The window as it came, blanks included."""
-        return self.plane[(slice(None), *self.window)]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns of the window."""
-        rows, columns = self.window
-        return self.plane.shape[0], rows.stop - rows.start, columns.stop - columns.start
-
-    def __getitem__(self, where: tuple[slice, slice, slice]) -> Pixels:
-        """Pixels of a part of the window; floats where the specimen is continued over blanks."""
-        channels, *place = where
-        rows, columns = (_within(part, whole) for part, whole in zip(place, self.window, strict=True))
-        if not self.has_blanks:
-            return self.plane[channels, rows, columns]
-        around, inner = self._around(rows, columns)
-        unknown = self._unknown(around)
-        seen = continued(around, unknown) if unknown.any() else around
-        return seen[(channels, *inner)]
-
-    def put_back(self, restored: Pixels, rows: slice, *, level: float | None = None) -> None:
-        """In some rows of a restored window [C, Y, X], make blank and mixed pixels what they were, or a level."""
-        if not self.has_blanks:
-            return
-        for top in range(rows.start, rows.stop, _ROWS):
-            part = slice(top, min(top + _ROWS, rows.stop))
-            around, inner = self._around(
-                *(_within(p, w) for p, w in zip((part, slice(None)), self.window, strict=True))
-            )
-            unknown = self._unknown(around)[inner]
-            np.copyto(restored[:, part], self.given[:, part] if level is None else level, where=unknown)
-
-    def placed(self, entries: Pixels) -> Pixels:
-        """A map of the window, one entry for each `stride_px` pixels a side, as one of the plane: its rim beyond it."""
-        beyond = [
-            (part.start // self.stride_px, -(-length // self.stride_px) - -(-part.stop // self.stride_px))
-            for part, length in zip(self.window, self.plane.shape[1:], strict=True)
-        ]
-        return np.pad(entries, beyond, mode="edge")
-
-    def everywhere(self) -> tuple[Pixels, Mask]:
-        """The whole plane, rims included, with the specimen continued over all that is blank, and where that is."""
-        if not self.has_blanks:
-            return self.plane, np.zeros(self.plane.shape[1:], bool)
-        unknown = self._unknown(self.plane)
-        return continued(self.plane, unknown), unknown
-
-    def visible(self) -> Pixels:
-        """Pixels [C, n] that are of no blank level, of a large plane some: what its grey levels are judged by."""
-        if not self.has_blanks:
-            return self.plane
-        some = thinned(self.plane)
-        seen = some[:, ~_is_any(some, self.levels)]
-        return seen if seen.size else self.given
-
-    def _unknown(self, block: Pixels) -> Mask:
-        return _grown(flat(block) & _is_any(block, self.levels), _MIXED_PX)
-
-    def _around(self, rows: slice, columns: slice) -> tuple[Pixels, Window]:
-        """A part of the plane with all that tells which of it is blank, and where the part lies in that."""
-        reach = _RUN_PX + _MIXED_PX
-        outer = [
-            slice(
-                max(part.start - reach, 0) // _ALIGNED_PX * _ALIGNED_PX,
-                min(-(-(part.stop + reach) // _ALIGNED_PX) * _ALIGNED_PX, length),
-            )
-            for part, length in zip((rows, columns), self.plane.shape[1:], strict=True)
-        ]
-        inner = tuple(
-            slice(part.start - around.start, part.stop - around.start, part.step)
-            for part, around in zip((rows, columns), outer, strict=True)
-        )
-        return self.plane[(slice(None), *outer)], (inner[0], inner[1])
-
-    def _left_of(self, length: int, line: Callable[[int], Pixels]) -> slice:
-        seen = (number for number in range(length) if not _is_any(line(number), self.levels).all())
-        first = next(seen, 0)
-        last = next((n for n in range(length - 1, first, -1) if not _is_any(line(n), self.levels).all()), first)
-        return slice(first // self.stride_px * self.stride_px, last + 1)
+    def over(self, block: Pixels) -> Mask:
+        """Which pixels of a part of the plane [C, Y, X] are blank, or mixed with what is."""
+        mask = np.zeros(block.shape[1:], bool)
+        if len(self.levels):
+            mask |= _grown(flat(block) & self.of_level(block), _MIXED_PX)
+        if self.spikes:
+            mask |= spikes(block, self.telling_step)
+        return mask
 
 
-def blank_levels(plane: Pixels) -> Pixels:
-    """Grey levels, or colours, of a plane [C, Y, X] that stand for no specimen, shape [n, C]; mostly none.
+def find_blanks(plane: Pixels) -> Blanks:
+    """Look through a plane [C, Y, X], which may be a memory map.
 
-    Where flat places of such a level end at something that is not as dark, or bright, it is all there within two
+    Where flat places of a blank level end at something that is not as dark, or bright, it is all there within two
     pixels. Flat ground and saturated places end slowly, as far as the image is out of focus.
     """
-    least = _telling_step(plane)
-    edges = [edge for block, own in _bands(plane) for edge in _edges(block, own, least)]
-    if not edges:
-        return plane[:, :0, 0].T
-    at, near, far = (np.concatenate(part) for part in zip(*edges, strict=True))
-    levels, belongs, count = np.unique(at, axis=0, return_inverse=True, return_counts=True)
-    found = np.zeros(len(levels), bool)
-    for number in np.argsort(-count, kind="stable")[:_MOST_LEVELS]:
-        mine = belongs.ravel() == number
-        found[number] = count[number] >= _LEAST_EDGES and np.median(near[mine]) >= _COMPLETE * np.median(far[mine])
-    return levels[found]
+    step = _telling_step(plane)
+    edges: list[tuple[Pixels, Pixels, Pixels]] = []
+    count = 0
+    for block, own in _bands(plane):
+        edges += _edges(block, own, step)
+        count += int(np.count_nonzero(spikes(block, step)[own]))
+    return Blanks(_levels(edges) if edges else plane[:, :0, 0].T, count if count >= _LEAST_SPIKES else 0, step)
 
 
-def said_of_levels(levels: Iterable[Sequence[float]]) -> str:
-    """Grey levels, or colours, in words.
+def said_of(blanks: Iterable[Blanks]) -> str:
+    """What several planes' blanks are, in words; empty where there are none.
 
     Examples
     --------
-    >>> said_of_levels([(0.0,), (65535.0,)]), said_of_levels([(255.0, 255.0, 255.0)])
-    ('0, 65535', '255/255/255')
+    >>> said_of([Blanks(np.array([[0], [255]]), 12, 5.0), Blanks(np.array([[0]]), 0, 5.0)])
+    'level 0, level 255, 12 hot or dead pixels'
+    >>> said_of([Blanks(np.array([[255, 255, 255]]), 0, 5.0)])
+    'level 255/255/255'
     """
-    return ", ".join("/".join(f"{value:.12g}" for value in level) for level in levels)
+    blanks = list(blanks)
+    levels = sorted({tuple(level) for plane in blanks for level in plane.levels.tolist()})
+    said = ["level " + "/".join(f"{value:.12g}" for value in level) for level in levels]
+    spikes = sum(plane.spikes for plane in blanks)
+    return ", ".join([*said, f"{spikes} hot or dead pixels"] if spikes else said)
 
 
 def flat(block: Pixels) -> Mask:
@@ -208,25 +128,28 @@ def flat(block: Pixels) -> Mask:
     return mask
 
 
-def continued(block: Pixels, unknown: Mask) -> npt.NDArray[np.float64]:
-    """Pixels [C, Y, X] with unknown ones replaced by means of ever wider surroundings, the nearest that are known."""
-    known = torch.from_numpy(~unknown)[None].double()
-    values = torch.from_numpy(block.astype(np.float64)) * known
-    return _filled(values, known).numpy()
+def spikes(block: Pixels, step: float) -> Mask:
+    """Single pixels of [C, Y, X] that stand out by a step from all eight neighbours, and from their range, [Y, X]."""
+    mask = np.zeros(block.shape[1:], bool)
+    if min(mask.shape) < 3:
+        return mask
+    values = block.astype(np.float32 if block.dtype.itemsize <= 2 or block.dtype == np.float32 else np.float64)
+    highest, lowest = (_of_neighbours(values, of_two) for of_two in (np.maximum, np.minimum))
+    inner = values[:, 1:-1, 1:-1]
+    beyond = np.maximum(inner - highest, lowest - inner)
+    mask[1:-1, 1:-1] = (beyond > np.maximum(_SPIKE * (highest - lowest), step)).any(0)
+    return mask
 
 
-def _filled(values: Tensor, known: Tensor) -> Tensor:
-    """Values times how well they are known, [C, h, w] and [1, h, w], without gaps."""
-    height, width = values.shape[-2:]
-    if max(height, width) == 1 or bool((known > 0).all()):
-        return values / known.clamp(min=torch.finfo(known.dtype).tiny)
-    even = (0, width % 2, 0, height % 2)
-    coarser, share = (4.0 * F.avg_pool2d(F.pad(t, even)[None], 2)[0] for t in (values, known))
-    whole = share.clamp(min=1.0)
-    wide = _filled(coarser / whole, share / whole)
-    size = height + height % 2, width + width % 2
-    wide = F.interpolate(wide[None], size, mode="bilinear", align_corners=False)[0, :, :height, :width]
-    return values + (1.0 - known) * wide
+def _levels(edges: list[tuple[Pixels, Pixels, Pixels]]) -> Pixels:
+    """Levels whose edges are complete, of edges as `_edges` gives them."""
+    at, near, far = (np.concatenate(part) for part in zip(*edges, strict=True))
+    levels, belongs, count = np.unique(at, axis=0, return_inverse=True, return_counts=True)
+    found = np.zeros(len(levels), bool)
+    for number in np.argsort(-count, kind="stable")[:_MOST_LEVELS]:
+        mine = belongs.ravel() == number
+        found[number] = count[number] >= _LEAST_EDGES and np.median(near[mine]) >= _COMPLETE * np.median(far[mine])
+    return levels[found]
 
 
 def _bands(plane: Pixels) -> Iterator[tuple[Pixels, slice]]:
@@ -293,15 +216,8 @@ def _grown(mask: Mask, by_px: int) -> Mask:
     return grown
 
 
-def _is_any(pixels: Pixels, levels: Pixels) -> Mask:
-    """Which pixels [C, ...] have one of the levels [n, C]."""
-    mask = np.zeros(pixels.shape[1:], bool)
-    for level in levels:
-        mask |= (pixels == level.reshape(-1, *(1,) * (pixels.ndim - 1))).all(0)
-    return mask
-
-
-def _within(part: slice, whole: slice) -> slice:
-    """A part of a part, as a slice of all."""
-    start, stop, step = part.indices(whole.stop - whole.start)
-    return slice(whole.start + start, whole.start + stop, step)
+def _of_neighbours(values: Pixels, of_two: np.ufunc) -> Pixels:
+    """The highest, or lowest, of the eight neighbours of each pixel that has so many, [C, Y - 2, X - 2]."""
+    of_row = of_two(of_two(values[:, :, :-2], values[:, :, 2:]), values[:, :, 1:-1])
+    beside = of_two(values[:, 1:-1, :-2], values[:, 1:-1, 2:])
+    return of_two(of_two(of_row[:, :-2], of_row[:, 2:]), beside)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from refocus.model.blanks import Specimen
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
 from refocus.model.blur_spectrum import CREDENCE, NoiseColour, noise_colour, rung_costs
 from refocus.model.normalisation import Normalisation, estimate
+from refocus.model.specimen import Specimen
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_RATIO, RUNG_SHARES
 
 Float32 = npt.NDArray[np.float32]

@@ -18,7 +18,7 @@ import torch
 from scipy import fft, ndimage
 
 from refocus.errors import InputError
-from refocus.model.blanks import Specimen, continued
+from refocus.model.specimen import Specimen, continued
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.transfer import RoundTransfer, interpolate
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from refocus.errors import ModelUnfit, UnsupportedImage
-from refocus.model.blanks import Specimen
 from refocus.model.blur_estimate import WINDOW_PX, BlurEstimate
 from refocus.model.blur_spectrum import NoiseColour
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, Restoration
+from refocus.model.specimen import Specimen
 from refocus.optics.ladder import (
     PROFILES,
     RADII_PX,

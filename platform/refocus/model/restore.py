@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
-from refocus.model.blanks import Specimen
+from refocus.model.blanks import Blanks
 from refocus.model.blur_estimate import BlurEstimate, estimate_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.networks import Prediction
 from refocus.model.normalisation import Normalisation, estimate
+from refocus.model.specimen import Specimen
 from refocus.model.tiling import SMALLEST_HALO_PX, Float32, HaloGrid, Window, run_tiled
 from refocus.optics.ladder import nearest_profile
 from refocus.optics.settings import OpticalSystem
@@ -53,9 +54,8 @@ class Restoration:
         One for each plane.
     digest : str
         Of the model that made it.
-    blank_levels : tuple of tuple of float
-        Grey levels, or colours, that were taken for padding or overlays (:mod:`refocus.model.blanks`), of all planes.
-        Their pixels are as they were.
+    blanks : tuple of Blanks
+        What of each plane was taken for padding, overlays, hot and dead pixels, and is as it was.
     """
 
     pixels: npt.NDArray[Any]
@@ -64,7 +64,7 @@ class Restoration:
     scale: Float32 | None
     normalisations: tuple[Normalisation, ...]
     digest: str
-    blank_levels: tuple[tuple[float, ...], ...] = ()
+    blanks: tuple[Blanks, ...] = ()
 
     @property
     def median_blur_radius_px(self) -> float:
@@ -149,15 +149,15 @@ class LoadedModel:
         profile = None if optics is None else nearest_profile(optics)
         maps: list[Float32] = []
         constants: list[Normalisation] = []
-        blanks: set[tuple[float, ...]] = set()
+        blanks: list[Blanks] = []
         planes = list(_planes(axes, image.shape, together=channels == 3))
         for number, where in enumerate(planes):
             plane, made = _channels_first(image[where], axes), _channels_first(pixels[where], axes)
             specimen = Specimen.of(_finite(plane), stride_px=stride)
             chosen = normalisation or estimate(specimen.visible(), absorbing=self.package.config.absorbing)
-            if specimen.has_blanks:
+            blanks.append(specimen.blanks)
+            if specimen.blanks:
                 made[...] = plane
-                blanks.update(tuple(float(value) for value in level) for level in specimen.levels)
             seen = slice(None), *specimen.window
             blur = self._plane(
                 specimen,
@@ -169,9 +169,7 @@ class LoadedModel:
             )
             maps.append(specimen.placed(blur))
             constants.append(chosen)
-        return Restoration(
-            pixels, np.stack(maps), stride, scale, tuple(constants), self.package.digest, tuple(sorted(blanks))
-        )
+        return Restoration(pixels, np.stack(maps), stride, scale, tuple(constants), self.package.digest, tuple(blanks))
 
     def _plane(
         self,

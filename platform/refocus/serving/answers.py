@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from refocus.model.blanks import said_of_levels
 from refocus.serving.requests import RestoreAnswer
 from refocus.wire.codec import encode
 from refocus.wire.image import Container, Provenance, WireImage
@@ -19,8 +18,8 @@ def encode_answer(image: WireImage, answer: RestoreAnswer, container: Container)
     Half widths of the interval, where there are any, follow as further planes, and the description says so.
     """
     said = {"out_of_range_share": f"{answer.out_of_range_share:.4f}"}
-    if answer.blank_levels:
-        said["blank_levels"] = said_of_levels(answer.blank_levels)
+    if answer.blanks:
+        said["left_as_it_was"] = answer.blanks
     provenance = Provenance(answer.model, answer.digest, said)
     planes, description, options = answer.planes, image.description, image.options
     if answer.half_width is not None:

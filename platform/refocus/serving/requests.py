@@ -193,8 +193,8 @@ class RestoreAnswer:
     out_of_range_share : float
         Of all pixels.
     blur_radius_px : ndarray, float32, [P, y, x]
-    blank_levels : tuple of tuple of float
-        Grey levels or colours that were taken for padding or overlays, and left as they were.
+    blanks : str
+        What was taken for padding, overlays, hot and dead pixels, and left as it was; empty where nothing was.
     timings_ms : mapping of stage to milliseconds
     """
 
@@ -207,7 +207,7 @@ class RestoreAnswer:
     half_width: npt.NDArray[np.float32] | None = None
     calibrated: bool = False
     tiles: tuple[TileReport, ...] = ()
-    blank_levels: tuple[tuple[float, ...], ...] = ()
+    blanks: str = ""
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 

@@ -15,6 +15,7 @@ from refocus.errors import ConfigurationError, ServiceBusy, StoreError, Unsuppor
 from refocus.focus.measures import normalised_variance
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
+from refocus.model.blanks import said_of
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import Restoration
 from refocus.registry.catalog import Catalog
@@ -153,7 +154,7 @@ class Restorer:
             half_width=half_width,
             calibrated=half_width is not None and calibration.fitted,
             tiles=tiles if request.maps else (),
-            blank_levels=done.blank_levels,
+            blanks=said_of(done.blanks),
             timings_ms={"model": model_ms, "judge": 1e3 * (time.perf_counter() - started)},
         )
 

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from refocus.errors import InputError, ModelUnfit, RequestRefused, UnsupportedImage
-from refocus.model.blanks import said_of_levels
 from refocus.serving.answers import encode_answer
 from refocus.serving.config import ServingConfig
 from refocus.serving.requests import RestoreRequest, optics_of
@@ -42,11 +41,11 @@ class Restored:
     digest : str
         Of the model.
     model : str
-        Its name; empty where a server restored, which tells the digest alone.
+        Its name; empty where a server tells the digest alone.
     out_of_range_share : float
         Of all pixels.
-    blank_levels : str
-        What was taken for padding or overlays, and left as it was; empty where nothing was.
+    blanks : str
+        What was taken for padding, overlays, hot and dead pixels, and left as it was; empty where nothing was.
     instead : str
         The modality to ask for where the model of another one was chosen unasked; empty where there is no choice.
     """
@@ -54,7 +53,7 @@ class Restored:
     digest: str
     model: str = ""
     out_of_range_share: float = 0.0
-    blank_levels: str = ""
+    blanks: str = ""
     instead: str = ""
 
     def __str__(self) -> str:
@@ -62,8 +61,8 @@ class Restored:
         said = " ".join(filter(None, ["model", self.model, self.digest[:12]]))
         if self.instead:
             said += f"; --modality {self.instead} to change"
-        if self.blank_levels:
-            said += f"; pixels of level {self.blank_levels} are padding or overlay and left as they were"
+        if self.blanks:
+            said += f"; left as it was, as no specimen: {self.blanks}"
         if self.out_of_range_share > 0:
             share = max(self.out_of_range_share, 0.001)
             said += f"; {share:.1%} of it out of range: further out of focus than the model was trained for"
@@ -162,7 +161,7 @@ def _by_server(options: Options) -> RestoreFile:
     client = Client(options.url)
 
     def restore(before: Path, after: Path) -> Restored:
-        digest = client.refocus_file(
+        said = client.refocus_file(
             before,
             after,
             model=options.model,
@@ -170,7 +169,7 @@ def _by_server(options: Options) -> RestoreFile:
             uncertainty=options.uncertainty,
             **options.told,
         )
-        return Restored(digest)
+        return Restored(said.digest, said.model, said.out_of_range_share, said.blanks)
 
     return restore
 
@@ -205,7 +204,6 @@ def _in_process(options: Options) -> RestoreFile:
         write_whole(after, data)
         chosen = image.is_color and options.model is None and options.modality is None
         instead = _INSTEAD.get(answer.model, "") if chosen else ""
-        blanks = said_of_levels(answer.blank_levels)
-        return Restored(answer.digest, answer.model, answer.out_of_range_share, blanks, instead)
+        return Restored(answer.digest, answer.model, answer.out_of_range_share, answer.blanks, instead)
 
     return restore

@@ -11,12 +11,13 @@ from scipy import ndimage
 
 from blurs import out_of_focus
 from refocus.model.abstain import RangeGate
-from refocus.model.blanks import Specimen, blank_levels, continued, flat
+from refocus.model.blanks import find_blanks, flat, spikes
 from refocus.model.blur_estimate import estimate_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.consistency import check_consistency
 from refocus.model.explanation import explain
 from refocus.model.restore import LoadedModel
+from refocus.model.specimen import Specimen, continued
 
 RADIUS_PX = 14.0
 SIDE = 384
@@ -80,7 +81,9 @@ BLANKED = [(_framed, 0), (_with_scale_bar, 65535), (_round, 0), (_turned, 0), (_
 
 @pytest.mark.parametrize(("blanked", "level"), BLANKED)
 def test_what_shows_no_specimen_is_found(blanked: Blanking, level: int, seen: np.ndarray) -> None:
-    assert blank_levels(blanked(seen)[None]).tolist() == [[level]]
+    found = find_blanks(blanked(seen)[None])
+    assert found.levels.tolist() == [[level]]
+    assert found.spikes == 0
 
 
 def test_images_without_blanks_have_none(truth: np.ndarray, seen: np.ndarray) -> None:
@@ -91,12 +94,12 @@ def test_images_without_blanks_have_none(truth: np.ndarray, seen: np.ndarray) ->
     noiseless = np.round(ndimage.gaussian_filter(truth, 5.0) / 3000 * 255).astype(np.uint8)
     constant = np.full((64, 64), 7, np.uint8)
     for image in (seen, truth, clipped, saturated, dim, noiseless, constant, seen[:1], seen[:2, :2]):
-        assert len(blank_levels(image[None])) == 0
+        assert not find_blanks(image[None])
 
 
 def test_a_plane_without_blanks_reads_as_itself(seen: np.ndarray) -> None:
     specimen = Specimen.of(seen[None], stride_px=16)
-    assert not specimen.has_blanks
+    assert not specimen.blanks
     assert specimen.window == (slice(0, SIDE), slice(0, SIDE))
     assert np.shares_memory(specimen[:, 10:50, 20:30], seen)
     np.testing.assert_array_equal(specimen[:, 10:50, 20:30], seen[None, 10:50, 20:30])
@@ -121,9 +124,9 @@ def test_colours_are_blank_together() -> None:
     rng = np.random.default_rng(0)
     image = rng.poisson(200, (3, 96, 96)).astype(np.uint8)
     image[0, :30] = 255
-    assert len(blank_levels(image)) == 0
+    assert not find_blanks(image)
     image[1:, :30] = 255
-    assert blank_levels(image).tolist() == [[255, 255, 255]]
+    assert find_blanks(image).levels.tolist() == [[255, 255, 255]]
 
 
 def test_continuing_keeps_what_is_known_and_invents_no_edge() -> None:
@@ -154,7 +157,7 @@ def test_blanks_cost_a_restoration_little(
     given, wanted = blanked(seen), blanked(truth)
     found = model.restore(given, with_scale=True)
     blank = given == level
-    assert found.blank_levels == ((float(level),),)
+    assert [plane.levels.tolist() for plane in found.blanks] == [[[level]]]
     np.testing.assert_array_equal(found.pixels[blank], given[blank])
     assert found.scale is not None
     assert not found.scale[ndimage.binary_erosion(blank, iterations=3)].any()
@@ -172,8 +175,43 @@ def test_blanks_cost_a_restoration_little(
     assert found.median_blur_radius_px == pytest.approx(RADIUS_PX, rel=0.15)
 
 
-def test_without_blanks_nothing_is_said(seen: np.ndarray, model: LoadedModel) -> None:
-    assert model.restore(seen).blank_levels == ()
+def _with_hot_pixels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """And where they are, far from each other."""
+    hot = np.zeros(image.shape, bool)
+    hot[5::23, 7::19] = True
+    spoilt = image.copy()
+    spoilt[hot] = 60000
+    return spoilt, hot
+
+
+def test_hot_and_dead_pixels_are_found_and_left(truth: np.ndarray, seen: np.ndarray, model: LoadedModel) -> None:
+    given, hot = _with_hot_pixels(seen)
+    found = model.restore(given)
+    assert found.blanks[0].spikes == np.count_nonzero(hot)
+    assert len(found.blanks[0].levels) == 0
+    np.testing.assert_array_equal(found.pixels[hot], given[hot])
+    errors = [float(np.mean((pixels - truth)[~hot] ** 2)) for pixels in (found.pixels, model.restore(seen).pixels)]
+    assert errors[0] < 1.2 * errors[1]
+
+
+def test_points_of_light_in_focus_are_no_spikes() -> None:
+    y, x = np.mgrid[:64, :64]
+    # As narrow as light gets on pixels that sample it coarsely: 1.4 px at half maximum.
+    points = sum(np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 0.72) for cy, cx in ((10, 10), (20.5, 30), (40.5, 50.5)))
+    image = np.random.default_rng(0).poisson(100 + 4000 * points)
+    assert not spikes(image[None], 50.0).any()
+
+
+def test_dead_pixels_stand_out_like_hot_ones() -> None:
+    image = np.random.default_rng(0).poisson(3000, (1, 64, 64)).astype(np.uint16)
+    image[0, 9::13, 8::12] = 0
+    np.testing.assert_array_equal(spikes(image, 100.0), image[0] == 0)
+
+
+def test_few_spikes_are_noise(seen: np.ndarray) -> None:
+    given = seen.copy()
+    given[100, 100] = 60000
+    assert not find_blanks(given[None])
 
 
 def test_tiles_agree_beside_blanks(seen: np.ndarray, model: LoadedModel) -> None:

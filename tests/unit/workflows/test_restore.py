@@ -157,6 +157,8 @@ def test_the_model_that_was_chosen_is_named_and_for_colour_how_to_choose_another
 def test_a_result_says_how_much_of_it_is_out_of_range() -> None:
     assert str(Restored("0123456789abcdef", "fluorescence")) == "model fluorescence 0123456789ab"
     assert str(Restored("0123456789abcdef")) == "model 0123456789ab"
+    left = Restored("0123456789abcdef", blanks="level 0, 12 hot or dead pixels")
+    assert str(left).endswith("; left as it was, as no specimen: level 0, 12 hot or dead pixels")
     assert "; 12.5% of it out of range" in str(Restored("0123456789abcdef", "fluorescence", 0.125))
     assert "; 0.1% of it out of range" in str(Restored("0123456789abcdef", "fluorescence", 1e-6))
 
