@@ -21,20 +21,18 @@ _ANSWER_LIMITS = ImageLimits(max_body_bytes=2**34, max_pixels=2**32, max_pages=2
 Document = TypeVar("Document", dict[str, Any], list[Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Refocused:
-    """An image that came back.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What the service says of an image that it restored.
 
     Parameters
     ----------
-    pixels : ndarray
-        Shape and dtype of what was sent, in this machine's byte order; yours to write to.
     model, digest : str
         What made it.
     out_of_range_share : float
         Of the image that is further out of focus than the model was trained for.
-    half_width : ndarray or None
-        Of the 90% interval, where it was asked for; dtype of the image.
+    blanks : str
+        What was taken for padding, overlays, hot and dead pixels, and left as it was; empty where nothing was.
     calibrated : bool or None
         Whether that interval was calibrated on measured errors; None where it was not asked for.
     optics : mapping or None
@@ -46,16 +44,31 @@ class Refocused:
     correlation_id : str
     """
 
-    pixels: npt.NDArray[Any]
     model: str
     digest: str
     out_of_range_share: float
-    half_width: npt.NDArray[Any] | None
+    blanks: str
     calibrated: bool | None
     optics: Mapping[str, float] | None
     defocus_um: float | None
     timings_ms: Mapping[str, float]
     correlation_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refocused(Answered):
+    """An image that came back, and what is said of it as in `Answered`.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        Shape and dtype of what was sent, in this machine's byte order; yours to write to.
+    half_width : ndarray or None
+        Of the 90% interval, where it was asked for; dtype of the image.
+    """
+
+    pixels: npt.NDArray[Any]
+    half_width: npt.NDArray[Any] | None
 
 
 def refocused(response: httpx.Response, image: npt.NDArray[Any], *, uncertainty: bool) -> Refocused:
@@ -69,11 +82,7 @@ def refocused(response: httpx.Response, image: npt.NDArray[Any], *, uncertainty:
     body = image_body(response, "tiff")
     try:
         planes = decode(body, _ANSWER_LIMITS).planes
-        said = response.headers
-        shares = float(said.get(headers.OUT_OF_RANGE, 0.0))
-        optics = headers.parse_optics(said.get(headers.OPTICS, ""))
-        defocus_um = float(said[headers.DEFOCUS_UM]) if headers.DEFOCUS_UM in said else None
-        timings_ms = headers.parse_server_timing(said.get(headers.SERVER_TIMING, ""))
+        said = _said_in(response)
     except ValueError as error:
         raise _foreign(response, f"an image that cannot be read ({error})") from error
     parts = 2 if uncertainty else 1
@@ -81,18 +90,16 @@ def refocused(response: httpx.Response, image: npt.NDArray[Any], *, uncertainty:
         raise _foreign(response, f"{planes.shape} of {planes.dtype} for {image.shape} of {image.dtype}")
     # Pixels that lie in the body cannot be written to.
     restored, *widths = (np.require(part, requirements="W") for part in np.split(planes, parts))
-    return Refocused(
-        pixels=restored.reshape(image.shape),
-        model=said.get(headers.MODEL, ""),
-        digest=said[headers.MODEL_DIGEST],
-        out_of_range_share=shares,
-        half_width=widths[0].reshape(image.shape) if widths else None,
-        calibrated=headers.parse_calibrated(said.get(headers.INTERVAL_SCALE, "")),
-        optics=optics,
-        defocus_um=defocus_um,
-        timings_ms=timings_ms,
-        correlation_id=said.get(headers.CORRELATION_ID, ""),
-    )
+    half_width = widths[0].reshape(image.shape) if widths else None
+    return Refocused(pixels=restored.reshape(image.shape), half_width=half_width, **said)
+
+
+def answered(response: httpx.Response) -> Answered:
+    """Return what an answer says of its image; raises as `refocused`."""
+    try:
+        return Answered(**_said_in(response))
+    except ValueError as error:
+        raise _foreign(response, f"headers that cannot be read ({error})") from error
 
 
 def image_body(response: httpx.Response, container: Container) -> bytes:
@@ -106,6 +113,22 @@ def image_body(response: httpx.Response, container: Container) -> bytes:
     if headers.MODEL_DIGEST not in response.headers:
         raise _foreign(response, f"an image without {headers.MODEL_DIGEST}")
     return response.content
+
+
+def _said_in(response: httpx.Response) -> dict[str, Any]:
+    """Fields of `Answered`."""
+    said = response.headers
+    return {
+        "model": said.get(headers.MODEL, ""),
+        "digest": said[headers.MODEL_DIGEST],
+        "out_of_range_share": float(said.get(headers.OUT_OF_RANGE, 0.0)),
+        "blanks": said.get(headers.BLANKS, ""),
+        "calibrated": headers.parse_calibrated(said.get(headers.INTERVAL_SCALE, "")),
+        "optics": headers.parse_optics(said.get(headers.OPTICS, "")),
+        "defocus_um": float(said[headers.DEFOCUS_UM]) if headers.DEFOCUS_UM in said else None,
+        "timings_ms": headers.parse_server_timing(said.get(headers.SERVER_TIMING, "")),
+        "correlation_id": said.get(headers.CORRELATION_ID, ""),
+    }
 
 
 def document(response: httpx.Response, kind: type[Document]) -> Document:

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from refocus.client.answers import Refocused, document, image_body, refocused
+from refocus.client.answers import Answered, Refocused, answered, document, image_body, refocused
 from refocus.client.retry import RetryPolicy, error_for, pause_before
 from refocus.errors import ConfigurationError, ServiceFailed, UnsupportedImage
 from refocus.wire import headers
@@ -141,8 +141,8 @@ class Client:
         blind: bool = False,
         uncertainty: bool = False,
         on_out_of_range: OnOutOfRange = "mark",
-    ) -> str:
-        """Send the file `source` and write the answer to `target`; return the model's digest.
+    ) -> Answered:
+        """Send the file `source` and write the answer to `target`; return what the service says of it.
 
         The suffix of `target` decides the format: .tif, .tiff or .png. Metadata are kept. The file appears whole or
         not at all.
@@ -178,8 +178,9 @@ class Client:
         body = source.read_bytes()
         media = MEDIA_TYPES[sniff(body)]
         response = self._post("/v1/refocus", body, query, accept=MEDIA_TYPES[container], content_type=media)
-        write_whole(target, image_body(response, container))
-        return response.headers[headers.MODEL_DIGEST]
+        body, said = image_body(response, container), answered(response)
+        write_whole(target, body)
+        return said
 
     def focus(
         self,

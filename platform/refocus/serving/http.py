@@ -143,6 +143,8 @@ def make_app(backend: Backend, config: ServingConfig, meters: Meters | None = No
             headers.OUT_OF_RANGE: f"{answer.out_of_range_share:.4f}",
             headers.SERVER_TIMING: headers.format_server_timing(stages),
         }
+        if answer.blanks:
+            said[headers.BLANKS] = answer.blanks
         if optics is not None:
             said[headers.DEFOCUS_UM] = f"{_defocus_um(answer, optics):.2f}"
             said[headers.OPTICS] = headers.format_optics(

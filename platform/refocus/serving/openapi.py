@@ -87,6 +87,7 @@ _SAID = {
         (headers.MODEL, "Name of the model"),
         (headers.MODEL_DIGEST, "SHA-256 of the model version"),
         (headers.OUT_OF_RANGE, "Share of the image that is further out of focus than the model was trained for"),
+        (headers.BLANKS, "Padding, overlays, hot and dead pixels, left as they were; absent where there are none"),
         (headers.DEFOCUS_UM, "Estimated distance from focus, unsigned, where pixel size and aperture are known"),
         (headers.OPTICS, "Objective, light and pixels that the blur was read with, where they were told"),
         (headers.INTERVAL_SCALE, "Level, calibration and pages of the half widths, where they were asked for"),

@@ -239,7 +239,8 @@ def test_arrays_that_are_no_images_are_refused_before_they_are_sent():
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
     (tmp_path / "in.tif").write_bytes(encode(WireImage(GREY[None])))
-    assert client(Answers(echo)).refocus_file(tmp_path / "in.tif", tmp_path / "out.tif") == "d" * 64
+    said = client(Answers(echo)).refocus_file(tmp_path / "in.tif", tmp_path / "out.tif")
+    assert (said.digest, said.out_of_range_share, said.blanks) == ("d" * 64, 0.25, "")
     with pytest.raises(RequestRefused):
         client(Answers(problem(413))).refocus_file(tmp_path / "in.tif", tmp_path / "other.tif")
     with pytest.raises(UnsupportedImage, match=r"\.tif, \.tiff or \.png"):

@@ -377,6 +377,17 @@ def test_out_of_range_is_marked_kept_or_refused(catalog, config, grey):
     assert "further out of focus" in problem(refused)["detail"]
 
 
+def test_padding_is_left_and_said(service, grey):
+    client, _ = service
+    specimen = 500 + grey // 20
+    response = client.post("/v1/refocus", content=tiff(np.pad(specimen, ((0, 60), (0, 0)))))
+    assert response.headers[headers.BLANKS] == "level 0"
+    with tifffile.TiffFile(io.BytesIO(response.content)) as file:
+        assert '"left_as_it_was": "level 0"' in file.pages[0].description
+        assert not file.asarray()[len(specimen) :].any()
+    assert headers.BLANKS not in client.post("/v1/refocus", content=tiff(specimen)).headers
+
+
 def test_focus_reports_tiles_and_distance(service, grey):
     client, _ = service
     body = np.tile(grey, (6, 6))
