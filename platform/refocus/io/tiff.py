@@ -137,7 +137,9 @@ class TiffSource(ImageSource):
     def _page_of(self, number: int) -> tifffile.TiffPage | tifffile.TiffFrame:
         page = self._series.pages[number]
         if page is None:
-            raise UnreadableImage(f"{self.name}: plane {number} is missing in the file.")
+            raise UnreadableImage(
+                f"{self.name}: plane {number} is missing in the file. Of an OME-TIFF in several files, make one."
+            )
         return page
 
     def _page(self, number: int) -> npt.NDArray[Any]:
@@ -186,6 +188,14 @@ def _only_series(tiff: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:
         raise UnsupportedImage(
             f"{name} holds {len(kinds)} images, {', '.join(kinds[:4])}; expected planes of one shape and type. "
             "Save each image as a file of its own."
+        )
+    pages = tiff.series[0].pages if tiff.is_ome else ()
+    # tifffile opens what lies beside the file; planes are read from this one alone, and their offsets are of another.
+    elsewhere = [page.parent.filename for page in pages if page is not None and page.parent is not tiff]
+    if elsewhere:
+        raise UnsupportedImage(
+            f"{name} is one of several files of one OME-TIFF: {len(elsewhere)} of its {len(pages)} planes lie in "
+            f"others, such as {elsewhere[0]}. Save it as one file."
         )
     return tiff.series[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,6 +250,32 @@ def test_an_ome_file_that_lost_planes_does_not_give_black_ones():
     data = tiff(STACK, ome=True, metadata={"axes": "ZYX"}).replace(b'SizeZ="6"', b'SizeZ="9"')
     with open_image(data) as image, pytest.raises(UnreadableImage, match="plane 6 is missing"):
         image.stack()
+
+
+def ome_in_files(folder: Path) -> list[Path]:
+    """One plane of STACK in each of two files that name one another, as Bio-Formats and Micro-Manager write series."""
+    planes = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="{z}.ome.tif">urn:uuid:{z}</UUID></TiffData>'
+        for z in range(2)
+    )
+    pixels = '<Pixels DimensionOrder="XYZCT" Type="uint16" SizeX="50" SizeY="40" SizeZ="2" SizeC="1" SizeT="1">'
+    files = [folder / f"{z}.ome.tif" for z in range(2)]
+    for z, file in enumerate(files):
+        xml = f'<OME UUID="urn:uuid:{z}"><Image>{pixels}{planes}</Pixels></Image></OME>'
+        tifffile.imwrite(file, STACK[z], description=xml, metadata=None)
+    return files
+
+
+def test_planes_in_other_files_are_never_read_from_this_one(tmp_path):
+    files = ome_in_files(tmp_path)
+    for file in files:
+        with pytest.raises(UnsupportedImage, match=r"one of several files .* 1 of its 2 planes"):
+            open_image(file)
+    # In an object store nothing lies beside a file.
+    with open_image(files[0].read_bytes()) as image:
+        np.testing.assert_array_equal(image.plane(z=0), STACK[0])
+        with pytest.raises(UnreadableImage, match="plane 1 is missing"):
+            image.plane(z=1)
 
 
 @pytest.mark.parametrize(
