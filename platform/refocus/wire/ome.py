@@ -38,11 +38,13 @@ def length_said_um(xml: str, name: str, *, unit: str) -> float | None:
     >>> length_said_um('<Pixels PhysicalSizeX="325" PhysicalSizeXUnit="nm"/>', "PhysicalSizeX", unit="µm")
     0.325
     """
-    element = re.search(rf'<[^<>]*\b{name}="[^<>]*>', xml)
-    if element is None:
+    first = re.search(rf'\b{name}="', xml)
+    if first is None:
         return None
-    value = number_said(element[0], name)
-    said = re.search(rf'\b{name}Unit="([^"]*)"', element[0])
+    # Cut out by its ends: a pattern for all of it looks from every attribute to the end of what never closes.
+    element = xml[xml.rfind("<", 0, first.start()) : xml.find(">", first.end())]
+    value = number_said(element, name)
+    said = re.search(rf'\b{name}Unit="([^"]*)"', element)
     # Writers that keep to ASCII say a micrometre with a character reference.
     factor = _UNITS_UM.get(html.unescape(said[1]) if said else unit)
     return None if value is None or factor is None else value * factor

@@ -11,7 +11,11 @@ from refocus.wire.image import Provenance
 
 _OME_2016 = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _OME_ROOT = re.compile(r"<(\w+:)?OME\b")
-_OURS = re.compile(r"\s*<(\w+:)?MapAnnotation ID=\"Annotation:Refocus\".*?</(\w+:)?MapAnnotation>", re.DOTALL)
+# Up to the next annotation and no further: a description comes from the network, and thousands that never close would
+# each be followed to its end.
+_OURS = re.compile(
+    r'<(\w+:)?MapAnnotation ID="Annotation:Refocus"(?:(?!<(\w+:)?MapAnnotation\b).)*?</(\w+:)?MapAnnotation>', re.DOTALL
+)
 
 
 def described(description: str, provenance: Provenance | None) -> str:
@@ -49,7 +53,7 @@ def counts_pages(description: str) -> bool:
 def _mapping_in(description: str) -> dict[str, Any] | None:
     try:
         found = json.loads(description)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -18,6 +18,8 @@ from refocus.errors import InputError, UnreadableImage
 from refocus.wire.codec import decode, encode
 from refocus.wire.image import ImageLimits, Provenance, WireImage
 
+from .conftest import tiff_bytes
+
 LIMITS = ImageLimits(max_body_bytes=10**6, max_pixels=10**5, max_pages=8, max_decoded_bytes=10**6)
 NAMES = ["tiff16", "tiff_rgb_deflate", "tiff_tiled_lzw", "tiff_jpeg", "tiff_zstd_big", "ome", "imagej", "png16",
          "png_rgb", "jpeg"]  # fmt: skip
@@ -117,3 +119,21 @@ def test_palettes_and_interlacing_are_read(interlaced):
     body = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"PLTE", palette.tobytes())
     body += png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     np.testing.assert_array_equal(decode(body).planes[0], palette[indices])
+
+
+OME_2016 = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("description", [
+    OME_2016 + " " * 9 * 10**5 + "</OME>",
+    OME_2016 + '<MapAnnotation ID="Annotation:Refocus">' * 23_000 + "</OME>",
+    "<OME" + ' EmissionWavelength="' * 45_000,
+], ids=["blanks", "annotations that never close", "an element that never closes"])  # fmt: skip
+def test_no_description_takes_longer_than_its_length(description):
+    # Patterns that look on from every place to the end would take minutes, and stop everything else meanwhile.
+    assert outcome(tiff_bytes(np.zeros((8, 8), np.uint8), description=description, metadata=None)) is not None
+
+
+def test_brackets_without_end_are_free_text():
+    assert outcome(tiff_bytes(np.zeros((8, 8), np.uint8), description="[" * 10**5, metadata=None)) is not None
