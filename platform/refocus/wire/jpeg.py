@@ -88,7 +88,7 @@ def _densities(said: list[tuple[int, bytes]]) -> list[bytes]:
     return found
 
 
-def jpeg_size(body: bytes) -> tuple[int, int, int]:
+def jpeg_size(body: bytes | memoryview) -> tuple[int, int, int]:
     """Return (rows, columns, components) from the frame header of a JPEG stream."""
     for marker, start, _ in _segments(body):
         # Frame headers are C0 to CF, save the tables C4 (Huffman), C8 (reserved) and CC (arithmetic).
@@ -104,7 +104,7 @@ def jpeg_size(body: bytes) -> tuple[int, int, int]:
     raise UnreadableImage("The JPEG has no frame header; it is broken or truncated.")
 
 
-def _segments(body: bytes) -> Iterator[tuple[int, int, int]]:
+def _segments(body: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
     """Walk (marker, where its data begin, where they end) up to the first scan."""
     position = 2
     while position + 4 <= len(body) and body[position] == 0xFF:

@@ -18,6 +18,7 @@ _PNG_CRITICAL = (b"IHDR", b"PLTE", b"tRNS")
 # Bit depths by colour type: grey, RGB, palette, grey with opacity, RGB with opacity.
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PNG_LONGEST_SIDE_PX = 1_000_000
+_PNG_MOST_CHUNKS = 2**18
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 # Facts about the image as a whole that stay true when its pixels are restored.
 _PNG_KEPT = (b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"tIME", b"eXIf")
@@ -63,7 +64,11 @@ def decode_png(body: bytes, limits: ImageLimits) -> WireImage:
 def _chunks(body: bytes) -> Iterator[tuple[bytes, memoryview]]:
     view = memoryview(body)
     position = len(_PNG_SIGNATURE)
+    found = 0
     while position + 12 <= len(body):
+        # An empty chunk takes twelve bytes in the file and hundreds in memory.
+        if (found := found + 1) > _PNG_MOST_CHUNKS:
+            raise ImageTooLarge(f"The PNG is cut into more than {_PNG_MOST_CHUNKS} chunks; write it again.")
         length, name = struct.unpack_from(">I4s", body, position)
         end = position + 12 + length
         if end > len(body):

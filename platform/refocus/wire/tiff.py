@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tifffile
 
 from refocus.errors import UnreadableImage, UnsupportedImage
-from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage, check_values, turned
+from refocus.wire.image import ImageLimits, Provenance, WireImage, check_values, turned
 from refocus.wire.ome import is_ome, length_said_um, number_said
 from refocus.wire.provenance import described
 from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
@@ -30,7 +30,6 @@ _PALETTE = 3
 # TIFF 6.0, ExtraSamples: associated and unassociated.
 _OPACITY = ((1,), (2,))
 _RESOLUTION_TAGS = frozenset({282, 283, 296})
-_MAX_TAG_BYTES = 16 * 2**20
 
 
 def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
@@ -44,7 +43,7 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
                 f"Page {page.index} of the TIFF is {_said_of(page)} and the first is {_said_of(first)}; expected pages "
                 "of one shape and type. Save them as files of their own."
             )
-    description, charset = _text_of(first.description)
+    description, charset = _text_of(bytes(first.description).rstrip(b"\0"))
     promised = re.search(r"^images=(\d+)", description, re.MULTILINE) if description.startswith("ImageJ=") else None
     if promised and int(promised[1]) > len(header.pages):
         raise UnsupportedImage(
@@ -65,7 +64,7 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
         refractive_index=number_said(ome, "RefractiveIndex"),
         alpha=alpha,
         description=description,
-        tags=_bounded(first.tags),
+        tags=first.tags,
         options={
             "byteorder": header.byteorder,
             "bigtiff": header.is_big,
@@ -160,15 +159,6 @@ def _decoded(file: tifffile.TiffFile, page: Directory) -> npt.NDArray[Any]:
     if page.planar == 2 and page.samples > 1:
         return np.moveaxis(pixels.reshape(page.samples, *shape[:2]), 0, 2)
     return pixels.reshape(shape)
-
-
-def _bounded(tags: tuple[Tag, ...]) -> tuple[Tag, ...]:
-    kept, spent = [], 0
-    for tag in tags:
-        spent += len(tag.value)
-        if spent <= _MAX_TAG_BYTES:
-            kept.append(tag)
-    return tuple(kept)
 
 
 def _pixel_size_um(page: Directory, description: str, byteorder: str) -> float | None:

@@ -30,7 +30,9 @@ _JPEG = 7
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGER_TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _MAX_ENTRIES = 1024
+_MAX_SAMPLES = 4
 _MAX_SEGMENTS = 2**18
+_MAX_TAG_BYTES = 16 * 2**20
 _MIN_TILE_PX = 16
 
 # Tags that say how the pixels lie in the file; the writer makes its own.
@@ -57,7 +59,7 @@ class Directory:
         Kinds of the samples beyond grey or RGB: 1 and 2 are opacity.
     is_page : bool
         False for thumbnails and masks, which lie in the same chain.
-    description : bytes
+    description : memoryview
     starts_at : int or None
         Where the pixels begin, if they lie in one piece, uncompressed.
     tags : tuple of Tag
@@ -76,7 +78,7 @@ class Directory:
     planar: int
     extra_samples: tuple[int, ...]
     is_page: bool
-    description: bytes
+    description: memoryview
     tags: tuple[Tag, ...]
     starts_at: int | None = None
 
@@ -91,7 +93,8 @@ class _Entry:
     code: int
     dtype: int
     count: int
-    data: bytes
+    # No copy: any number of entries may point to the same bytes, each to all of a file.
+    data: memoryview
 
 
 class TiffHeader:
@@ -117,7 +120,8 @@ class TiffHeader:
     """
 
     def __init__(self, body: bytes, limits: ImageLimits) -> None:
-        self._body = body
+        self._body = memoryview(body)
+        self._spare_bytes = _MAX_TAG_BYTES
         self._limits = limits
         self.byteorder = "<" if body[:2] == b"II" else ">"
         self.is_big = body[2:4] in (b"+\0", b"\0+")
@@ -189,25 +193,25 @@ class TiffHeader:
             entries[code] = _Entry(code, dtype, values, self._body[start : start + size])
         return entries
 
-    def _integers(self, entry: _Entry | None, default: tuple[int, ...]) -> np.ndarray:
+    def _integers(self, entry: _Entry | None, default: tuple[int, ...], *, most: int) -> np.ndarray:
         if entry is None:
             return np.array(default, np.uint64)
         kind = _INTEGER_TYPES.get(entry.dtype)
         if kind is None:
             raise UnreadableImage(f"TIFF tag {entry.code} has type {entry.dtype}; expected whole numbers.")
-        return np.frombuffer(entry.data, self.byteorder + kind).astype(np.uint64)
+        return np.frombuffer(entry.data, self.byteorder + kind)[:most].astype(np.uint64)
 
     def _directory(self, index: int, offset: int) -> tuple[Directory, int]:
         entries = self._entries(offset)
 
         def number(code: int, default: int) -> int:
-            return int(self._integers(entries.get(code), (default,))[0])
+            return int(self._integers(entries.get(code), (default,), most=1)[0])
 
         height_px, width_px = number(257, 0), number(256, 0)
         if not height_px or not width_px:
             raise UnreadableImage(f"Page {index} of the TIFF claims {width_px} x {height_px} pixels.")
-        bits = self._integers(entries.get(258), (1,))
-        formats = self._integers(entries.get(339), (1,))
+        bits = self._integers(entries.get(258), (1,), most=_MAX_SAMPLES)
+        formats = self._integers(entries.get(339), (1,), most=_MAX_SAMPLES)
         subfile = number(254, 0)
         directory = Directory(
             index=index,
@@ -220,14 +224,10 @@ class TiffHeader:
             predictor=number(317, 1),
             photometric=number(262, 1),
             planar=number(284, 1),
-            extra_samples=tuple(int(kind) for kind in self._integers(entries.get(338), ())),
+            extra_samples=tuple(int(kind) for kind in self._integers(entries.get(338), (), most=_MAX_SAMPLES)),
             is_page=not subfile & 0b101,
-            description=entries[270].data.rstrip(b"\0") if 270 in entries else b"",
-            tags=tuple(
-                Tag(entry.code, entry.dtype, entry.count, entry.data)
-                for entry in entries.values()
-                if entry.code not in _STRUCTURE
-            ),
+            description=entries[270].data if 270 in entries else memoryview(b""),
+            tags=tuple(self._tags(entries)),
         )
         if not directory.is_page:
             return directory, 0
@@ -235,7 +235,7 @@ class TiffHeader:
         self._limits.check_decoded(directory.decoded_bytes)
         if len(set(bits.tolist())) > 1 or len(set(formats.tolist())) > 1:
             raise UnsupportedImage(f"Page {index} of the TIFF mixes sample types; expected one type for all.")
-        if directory.samples not in (1, 2, 3, 4):
+        if not 1 <= directory.samples <= _MAX_SAMPLES:
             raise UnsupportedImage(
                 f"Page {index} of the TIFF has {directory.samples} samples a pixel; expected grey or RGB, "
                 "with or without opacity. Send channels as pages."
@@ -248,9 +248,17 @@ class TiffHeader:
         segments, starts_at = self._check_segments(directory, entries)
         return replace(directory, starts_at=starts_at), segments
 
+    def _tags(self, entries: dict[int, _Entry]) -> Iterator[Tag]:
+        """What goes back as it came, as long as all of it together is not too much."""
+        for entry in entries.values():
+            if entry.code not in _STRUCTURE:
+                self._spare_bytes -= len(entry.data)
+                if self._spare_bytes >= 0:
+                    yield Tag(entry.code, entry.dtype, entry.count, bytes(entry.data))
+
     def _check_segments(self, page: Directory, entries: dict[int, _Entry]) -> tuple[int, int | None]:
         def number(code: int, default: int) -> int:
-            return int(self._integers(entries.get(code), (default,))[0])
+            return int(self._integers(entries.get(code), (default,), most=1)[0])
 
         tiled = 324 in entries
         if tiled:
@@ -264,8 +272,8 @@ class TiffHeader:
         expected = -(-page.height_px // rows) * -(-page.width_px // columns)
         depth = 1 if page.planar == 1 else page.samples
         expected *= depth
-        offsets = self._integers(entries.get(324 if tiled else 273), ())
-        counts = self._integers(entries.get(325 if tiled else 279), ())
+        offsets = self._integers(entries.get(324 if tiled else 273), (), most=expected)
+        counts = self._integers(entries.get(325 if tiled else 279), (), most=expected)
         if len(counts) == 0 and len(offsets) == 1 and page.compression == 1:
             counts = np.array([page.decoded_bytes], np.uint64)
         if len(offsets) < expected or len(counts) < expected:
@@ -273,13 +281,14 @@ class TiffHeader:
                 f"Page {page.index} of the TIFF lists {len(offsets)} pieces of pixel data; "
                 f"its size needs {expected}. It is damaged."
             )
-        offsets, counts = offsets[:expected], counts[:expected]
         end = offsets + counts
         if bool((end > len(self._body)).any()) or bool((end < offsets).any()) or bool((counts == 0).any()):
             raise UnreadableImage(
                 f"Page {page.index} of the TIFF keeps pixels up to byte {int(end.max())} and the file ends at byte "
                 f"{len(self._body)}; it was truncated."
             )
+        # Pieces may share their bytes, and each of them is read and decoded.
+        self._limits.check_decoded(int(counts.sum()))
         if page.compression == 1 and not tiled and int(counts.sum()) * 8 < page.decoded_bytes // max(page.bits // 8, 1):
             raise UnreadableImage(f"Page {page.index} of the TIFF holds fewer bytes than its pixels need.")
         if page.compression == _JPEG:

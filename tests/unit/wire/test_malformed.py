@@ -6,6 +6,7 @@ import gc
 import io
 import struct
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -14,7 +15,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from refocus.errors import InputError, UnreadableImage
+from refocus.errors import ImageTooLarge, InputError, UnreadableImage
 from refocus.wire.codec import decode, encode
 from refocus.wire.image import ImageLimits, Provenance, WireImage
 
@@ -137,3 +138,43 @@ def test_no_description_takes_longer_than_its_length(description):
 
 def test_brackets_without_end_are_free_text():
     assert outcome(tiff_bytes(np.zeros((8, 8), np.uint8), description="[" * 10**5, metadata=None)) is not None
+
+
+def directories(entries: dict[int, tuple[int, int, int]], *, pages: int, size: int) -> bytes:
+    """A TIFF of 16 x 16 pixels, page after page with the same entries besides, filled up to so many bytes."""
+    usual = {256: (4, 1, 16), 257: (4, 1, 16), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8),
+             277: (3, 1, 1), 278: (4, 1, 16), 279: (4, 1, 256)}  # fmt: skip
+    body = b"II*\0" + struct.pack("<I", 8)
+    for page in range(pages):
+        rows = [struct.pack("<HHII", code, *entry) for code, entry in sorted((usual | entries).items())]
+        following = 0 if page == pages - 1 else len(body) + 2 + 12 * len(rows) + 4
+        body += struct.pack("<H", len(rows)) + b"".join(rows) + struct.pack("<I", following)
+    return body + bytes(size - len(body))
+
+
+def test_tags_that_share_their_bytes_take_no_more_memory_than_tags_may():
+    body = directories({50_000 + n: (1, 300_000, 0) for n in range(60)}, pages=8, size=310_000)
+    tracemalloc.start()
+    try:
+        image = decode(body, LIMITS)
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert 0 < len(image.tags) < 60
+
+
+def test_strips_that_share_their_bytes_are_counted_as_often_as_they_are_read():
+    # Sixteen strips of deflate, each all of the file.
+    table = struct.pack("<16I", *[0] * 16) + struct.pack("<16I", *[90_000] * 16)
+    body = directories(
+        {259: (3, 1, 8), 278: (4, 1, 1), 273: (4, 16, 90_000), 279: (4, 16, 90_064)}, pages=1, size=90_000
+    )
+    with pytest.raises(ImageTooLarge, match="1440000 bytes"):
+        decode(body + table, LIMITS)
+
+
+def test_chunks_without_number_are_not_collected():
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
+    body = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"tEXt", b"") * (2**18 + 1) + png_chunk(b"IEND", b"")
+    with pytest.raises(ImageTooLarge, match="chunks"):
+        decode(body)
