@@ -84,8 +84,8 @@ class ModelSet:
 
     Notes
     -----
-    `follow` may run beside any number of `pick`: a swap replaces one reference in one dictionary. Requests that hold
-    the old model finish with it.
+    `follow` may run beside any number of `pick`: a swap replaces one reference, to a dictionary that never changes.
+    Requests that hold the old model finish with it.
     """
 
     catalog: Catalog | None
@@ -110,7 +110,7 @@ class ModelSet:
 
     def _load_bundled(self, name: str) -> None:
         try:
-            self._serving[name] = self._tested(name, ModelPackage.bundled(name), "bundled", None)
+            self._serve(self._tested(name, ModelPackage.bundled(name), "bundled", None))
             self.problems.pop(f"bundled {name}", None)
         except RefocusError as error:
             self.problems[f"bundled {name}"] = str(error)
@@ -167,11 +167,14 @@ class ModelSet:
             followed.problem = f"{wanted[:12]} could not take over: {error}"
             self._tell(name, wanted, followed.problem)
             return
-        self._serving[name] = fresh
+        self._serve(fresh)
         followed.tried, followed.problem = wanted, None
         self._tell(name, wanted, None)
         if serving is not None:
             _close(serving.runner)
+
+    def _serve(self, fresh: Served) -> None:
+        self._serving = {**self._serving, fresh.name: fresh}
 
     def _tell(self, name: str, digest: str, problem: str | None) -> None:
         if self.on_swap is not None:
@@ -205,11 +208,12 @@ class ModelSet:
         if reference is not None:
             name, _, version = reference.partition("@")
             return self._named(name, version or "champion")
-        if not self._serving:
+        serving = self._serving
+        if not serving:
             raise ModelMissing(self.reason())
-        wanted = [s for s in self._serving.values() if modality is None or s.package.config.modality == modality]
+        wanted = [s for s in serving.values() if modality is None or s.package.config.modality == modality]
         if not wanted:
-            served = sorted({s.package.config.modality for s in self._serving.values()})
+            served = sorted({s.package.config.modality for s in serving.values()})
             raise ModelUnfit(f"no model for {modality} is served; there are models for {', '.join(served)}.")
         # The default first, then exact colours; a brightfield network may see one colour at a time and is still not for
         # grey images where a fluorescence network serves.

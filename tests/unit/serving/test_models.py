@@ -51,6 +51,27 @@ def test_who_began_with_the_old_model_finishes_with_it(catalog, models):
     assert held.runner.restore(image, axes="ZYX").digest == held.package.digest
 
 
+class Meanwhile:
+    """What is asked for; the question lets something happen first, as another thread may at any time."""
+
+    def __init__(self, happens) -> None:
+        self.happens = happens
+
+    def __eq__(self, other: object) -> bool:
+        self.happens()
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_first_champion_may_begin_to_serve_while_a_request_looks_for_its_model(catalog, models):
+    first = crown(catalog, tiny_package(1, name="tiny"))
+    models.start()
+    crown(catalog, tiny_package(2, name="another"))
+    assert models.pick(None, Meanwhile(models.follow), 1, None).package.digest == first
+    assert {state.name for state in models.states()} == {"tiny", "another"}
+
+
 def test_a_champion_with_a_changed_byte_leaves_the_old_one_serving_and_says_why(catalog, store, models, swaps):
     first = crown(catalog, tiny_package(1, name="tiny"))
     models.start()
