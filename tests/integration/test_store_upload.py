@@ -12,7 +12,7 @@ pytestmark = pytest.mark.store
 
 @pytest.fixture
 def folder(tmp_path):
-    for name, data in {"a.tif": b"1", "sub/b.tif": b"22", ".hidden": b"3"}.items():
+    for name, data in {"a.tif": b"1", "sub/b.tif": b"22", ".hidden": b"3", "sub/.trash/c.tif": b"4"}.items():
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -16,7 +16,8 @@ _ZARR_METADATA = frozenset({".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
     """Send a file, or a folder with all below it, and return how many objects were sent and kept.
 
-    An object whose ETag follows from the file's bytes is kept. Hidden files are left out, those of Zarr excepted.
+    An object whose ETag follows from the file's bytes is kept. Hidden files and folders are left out, the metadata of
+    Zarr excepted.
 
     Raises
     ------
@@ -27,8 +28,8 @@ def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
     if source.is_file():
         files = {f"{prefix}/{source.name}": source}
     else:
-        visible = (path for path in sorted(source.rglob("*")) if not _is_hidden(path))
-        files = {f"{prefix}/{path.relative_to(source).as_posix()}": path for path in visible if path.is_file()}
+        below = (path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file())
+        files = {f"{prefix}/{path.as_posix()}": source / path for path in below if not _is_hidden(path)}
     if not files:
         raise ConfigurationError(f"{source} holds no file to upload.")
     there = {entry.key: entry.etag.strip('"') for entry in store.list(prefix)}
@@ -46,4 +47,4 @@ def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
 
 
 def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".") and path.name not in _ZARR_METADATA
+    return any(part.startswith(".") and part not in _ZARR_METADATA for part in path.parts)
