@@ -162,17 +162,15 @@ def open_image(
         file = io.BytesIO(source) if isinstance(source, bytes) else source
     name = name or getattr(file, "name", "image")
     answers = answers or Acquisition()
-    opened: ImageSource
     try:
-        with contextlib.ExitStack() as undo:
-            undo.callback(file.close)
+        with contextlib.ExitStack() as closing:
+            closing.callback(file.close)
             container = sniff(file.read(16))
             file.seek(0)
-            if container == "tiff":
-                opened = TiffSource(file, name=name, answers=answers, axes=axes)
-            else:
-                opened = RasterSource(decode(file.read(), _NO_LIMITS), name=name, answers=answers)
-            undo.pop_all()
+            if container != "tiff":
+                return RasterSource(decode(file.read(), _NO_LIMITS), name=name, answers=answers)
+            opened = TiffSource(file, name=name, answers=answers, axes=axes)
+            closing.pop_all()
         return opened
     except InputError as error:
         message = str(error)

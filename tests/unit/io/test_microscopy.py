@@ -81,6 +81,12 @@ def test_a_file_that_cannot_be_used_is_closed(tmp_path):
     assert file.closed
 
 
+def test_a_file_that_is_read_whole_is_closed():
+    file = io.BytesIO(imagecodecs.png_encode(GREY))
+    open_image(file)
+    assert file.closed
+
+
 def test_closing_closes_the_file_and_may_be_repeated(tmp_path):
     path = tmp_path / "plate.tif"
     tifffile.imwrite(path, GREY)
