@@ -13,11 +13,8 @@ import numpy.typing as npt
 
 from refocus.errors import ConfigurationError, InputError, UnreadableImage
 from refocus.wire.codec import decode, sniff
-from refocus.wire.image import ImageLimits, WireImage
+from refocus.wire.image import OWN_MACHINE, WireImage
 from refocus.zstack import Acquisition, ZStack
-
-#: A file on a person's own machine may be as large as its memory; a server's limits are its own.
-_NO_LIMITS = ImageLimits(max_body_bytes=2**50, max_pixels=2**50, max_pages=2**31, max_decoded_bytes=2**50)
 
 
 class ImageSource(ABC):
@@ -168,7 +165,7 @@ def open_image(
             container = sniff(file.read(16))
             file.seek(0)
             if container != "tiff":
-                return RasterSource(decode(file.read(), _NO_LIMITS), name=name, answers=answers)
+                return RasterSource(decode(file.read(), OWN_MACHINE), name=name, answers=answers)
             opened = TiffSource(file, name=name, answers=answers, axes=axes)
             closing.pop_all()
         return opened

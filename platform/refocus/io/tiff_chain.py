@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from refocus.errors import UnreadableImage
-
-# Bytes of one value of each TIFF type.
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+from refocus.wire.tiff_header import TYPE_BYTES
 
 
 def check_chain(file: BinaryIO, length: int, name: str) -> None:
@@ -67,7 +65,7 @@ def check_chain(file: BinaryIO, length: int, name: str) -> None:
 
 def _ends(entries: bytes, entry_format: str, inline_bytes: int) -> Iterator[int]:
     for _, kind, count, value in struct.iter_unpack(entry_format, entries):
-        size = _TYPE_BYTES.get(kind, 0) * count
+        size = TYPE_BYTES.get(kind, 0) * count
         # A value that fits stands in the entry itself.
         if size > inline_bytes:
             yield value + size

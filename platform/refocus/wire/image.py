@@ -74,6 +74,10 @@ class ImageLimits(BaseModel):
             )
 
 
+#: On a person's own machine its memory is the limit; a server has limits of its own.
+OWN_MACHINE = ImageLimits(max_body_bytes=2**50, max_pixels=2**50, max_pages=2**31, max_decoded_bytes=2**50)
+
+
 @dataclass(frozen=True, slots=True)
 class Tag:
     """One TIFF tag as it was read: code, data type, count and value, handed back untouched."""

@@ -27,7 +27,8 @@ _NOT_DECODED = {
     50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _JPEG = 7
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+#: Of one value of each type of tag.
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGER_TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _MAX_ENTRIES = 1024
 _MAX_SAMPLES = 4
@@ -179,7 +180,7 @@ class TiffHeader:
         entries = {}
         for position in range(first, first + step * count, step):
             code, dtype, values = self._unpack("HHQ" if self.is_big else "HHI", position)
-            size = _TYPE_BYTES.get(dtype, 0) * values
+            size = TYPE_BYTES.get(dtype, 0) * values
             start = position + step - inline
             if size > inline:
                 (start,) = self._unpack("Q" if self.is_big else "I", start)

@@ -17,7 +17,8 @@ from refocus.serving.restorer import Restorer, catalog_of
 from refocus.training.figures import new_figure
 from refocus.wire.codec import decode
 from refocus.wire.files import check_target, naming, whole_file
-from refocus.workflows.restore import OWN_MACHINE, OpticsOptions
+from refocus.wire.image import OWN_MACHINE
+from refocus.workflows.restore import OpticsOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,12 +16,9 @@ from refocus.serving.requests import RestoreRequest, optics_of
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.wire.codec import CONTAINER_OF, can_hold, decode, output_container
 from refocus.wire.files import naming, write_whole
-from refocus.wire.image import ImageLimits
+from refocus.wire.image import OWN_MACHINE
 from refocus.workflows.places import places_of
 from refocus.zstack import Modality
-
-#: On a person's own machine its memory is the limit.
-OWN_MACHINE = ImageLimits(max_body_bytes=2**40, max_pixels=2**40, max_pages=2**20, max_decoded_bytes=2**40)
 
 #: What is wrong with one file and need not be with the next.
 _OF_ONE_FILE = (InputError, RequestRefused, ModelUnfit)
