@@ -22,14 +22,8 @@ from refocus.io.microscopy import ImageSource
 from refocus.io.tiff_chain import check_chain
 from refocus.io.tiff_window import read_rows, read_segments
 from refocus.wire.image import turned
+from refocus.wire.ome import UNITS_UM
 from refocus.zstack import AXES, Acquisition, Modality
-
-#: Micrometres in one unit, by the names that OME, ImageJ and people use.
-UNITS_UM: Mapping[str, float] = {
-    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "\\u00b5m": 1.0, "\\u00B5m": 1.0,
-    "nm": 1e-3, "nanometer": 1e-3, "pm": 1e-6, "Å": 1e-4, "A": 1e-4, "angstrom": 1e-4,
-    "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "inch": 25400.0, "in": 25400.0,
-}  # fmt: skip
 
 _CONTRAST: Mapping[str, Modality] = {
     "Fluorescence": "fluorescence",

@@ -24,7 +24,7 @@ from refocus.errors import (
     UnsupportedImage,
 )
 from refocus.io.microscopy import ImageSource
-from refocus.io.tiff import UNITS_UM
+from refocus.wire.ome import UNITS_UM
 from refocus.zstack import AXES, Acquisition
 
 if TYPE_CHECKING:

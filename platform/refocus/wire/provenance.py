@@ -8,9 +8,9 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from refocus.wire.image import Provenance
+from refocus.wire.ome import is_ome, prefix_of
 
 _OME_2016 = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
-_OME_ROOT = re.compile(r"<(\w+:)?OME\b")
 # Up to the next annotation and no further: a description comes from the network, and thousands that never close would
 # each be followed to its end.
 _OURS = re.compile(
@@ -26,7 +26,7 @@ def described(description: str, provenance: Provenance | None) -> str:
     if provenance is None:
         return description
     facts = provenance.items()
-    if _OME_ROOT.search(description):
+    if is_ome(description):
         return _in_ome_xml(description, facts)
     if description.startswith("ImageJ="):
         kept = [line for line in description.splitlines() if not line.startswith("refocus_")]
@@ -46,8 +46,8 @@ def counts_pages(description: str) -> bool:
     >>> counts_pages('{"shape": [2, 64, 64]}'), counts_pages("slide 7")
     (True, False)
     """
-    is_ome_or_imagej = _OME_ROOT.search(description) or description.startswith("ImageJ=")
-    return bool(is_ome_or_imagej) or _mapping_in(description) is not None
+    is_ome_or_imagej = is_ome(description) or description.startswith("ImageJ=")
+    return is_ome_or_imagej or _mapping_in(description) is not None
 
 
 def _mapping_in(description: str) -> dict[str, Any] | None:
@@ -63,9 +63,7 @@ def _ascii(value: str) -> str:
 
 
 def _in_ome_xml(xml: str, facts: dict[str, str]) -> str:
-    root = _OME_ROOT.search(xml)
-    assert root is not None
-    prefix = root[1] or ""
+    prefix = prefix_of(xml)
     if _OME_2016 not in xml:
         # Older schemas keep annotations elsewhere; a comment is valid in all of them.
         text = "; ".join(f"{key}={value}" for key, value in facts.items()).replace("--", "-")

@@ -13,7 +13,7 @@ import tifffile
 
 from refocus.errors import UnreadableImage, UnsupportedImage
 from refocus.wire.image import ImageLimits, Provenance, WireImage, check_values, turned
-from refocus.wire.ome import is_ome, length_said_um, number_said
+from refocus.wire.ome import UNITS_UM, is_ome, length_said_um, number_said
 from refocus.wire.provenance import described
 from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
 
@@ -174,8 +174,8 @@ def _pixel_size_um(page: Directory, description: str, byteorder: str) -> float |
     spacing = denominator / numerator
     if description.startswith("ImageJ="):
         line = re.search(r"^unit=(.+)$", description, re.MULTILINE)
-        micron = line is not None and line[1].strip() in ("micron", "um", "µm", "\\u00B5m", "microns")
-        return _plausible_um(spacing) if micron else None
+        unit_um = None if line is None else UNITS_UM.get(line[1].strip())
+        return None if unit_um is None else _plausible_um(spacing * unit_um)
     units = values.get(296)
     code = int(np.frombuffer(units.value[:2], byteorder + "u2")[0]) if units and len(units.value) >= 2 else 2
     return _plausible_um(spacing * {2: 25_400.0, 3: 10_000.0}[code]) if code in (2, 3) else None

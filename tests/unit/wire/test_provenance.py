@@ -59,6 +59,23 @@ def test_ome_says_the_optics_in_any_unit(grey16):
     assert decode(tiff_bytes(grey16, description='LensNA="0.5"', metadata=None)).numerical_aperture is None
 
 
+def test_ome_is_known_by_its_root_however_its_names_begin(grey16):
+    xml = (
+        '<o:OME xmlns:o="http://www.openmicroscopy.org/Schemas/OME/2016-06"><o:Image><o:Pixels PhysicalSizeX="1080" '
+        'PhysicalSizeXUnit="Å"/></o:Image></o:OME>'
+    )
+    image = decode(tiff_bytes(grey16, description=xml.encode(), metadata=None))
+    assert image.pixel_size_um == pytest.approx(0.108)
+    assert decode(encode(image, None, PROVENANCE)).description.count("<o:MapAnnotation") == 1
+
+
+@pytest.mark.parametrize(("unit", "um"), [("micron", 0.25), ("nm", 0.25), ("pixel", None)])
+def test_imagej_lengths_count_in_their_unit(grey16, unit, um):
+    per_unit = 4 if unit != "nm" else 0.004
+    body = tiff_bytes(grey16, imagej=True, resolution=(per_unit, per_unit), metadata={"unit": unit})
+    assert decode(body).pixel_size_um == (um if um is None else pytest.approx(um))
+
+
 def test_imagej_metadata_come_back(grey16):
     body = tiff_bytes(
         np.stack([grey16, grey16]), imagej=True, resolution=(1 / 0.5, 1 / 0.5),
