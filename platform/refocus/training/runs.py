@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from refocus.data.manifest import checked_name
 from refocus.errors import ConfigurationError, ModelCorrupt, ObjectExists, ObjectMissing, RunExists, RunMissing
@@ -30,6 +30,10 @@ from refocus.training.config import TrainingConfig
 
 RUNS = "runs"
 SEAL = "checkpoint.json"
+
+
+#: Of a file beside the seal: a checkpoint is fetched into a folder, and must not be written anywhere else.
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
 class _Record(BaseModel):
@@ -55,7 +59,7 @@ class CheckpointSeal(_Record):
 
     step: int
     metrics: dict[str, Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]]
-    files: dict[str, str]
+    files: dict[FileName, str]
 
 
 class SealedCheckpoint(_Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -47,3 +48,11 @@ def test_a_checkpoint_whose_loss_is_not_finite_is_best_only_where_no_other_is(st
     assert best_checkpoint(store, run).seal.step == 30
     put_checkpoint(store, tmp_path, 20, validation_loss=0.5)
     assert best_checkpoint(store, run).seal.step == 20
+
+
+@pytest.mark.parametrize("name", ["../../.bashrc", "/etc/profile", "sub/file", "..", ".profile"])
+def test_a_seal_that_names_a_file_elsewhere_is_none(store, run, name):
+    seal = {"step": 10, "metrics": {}, "files": {name: "0" * 64}}
+    store.put("runs/first/step-00000010-a/checkpoint.json", json.dumps(seal).encode())
+    store.put(f"runs/first/step-00000010-a/{name}", b"w")
+    assert whole_checkpoints(store, run) == []
