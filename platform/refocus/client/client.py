@@ -19,7 +19,7 @@ from refocus.client.retry import RetryPolicy, error_for, pause_before
 from refocus.errors import ConfigurationError, ServiceFailed, UnsupportedImage
 from refocus.wire import headers
 from refocus.wire.codec import CONTAINER_OF, encode, from_array, sniff
-from refocus.wire.files import write_whole
+from refocus.wire.files import check_target, write_whole
 from refocus.wire.image import MEDIA_TYPES
 
 OnOutOfRange = Literal["mark", "keep", "fail"]
@@ -162,7 +162,7 @@ class Client:
         UnsupportedImage
             If `target` is of a format that is not written.
         ConfigurationError
-            If its folder is not there.
+            If its folder is not there, it cannot be written, or it is `source` itself.
         RequestRefused, ServiceBusy, ServiceFailed
         """
         source, target = Path(source), Path(target)
@@ -171,6 +171,7 @@ class Client:
             raise UnsupportedImage(f"{target} would be no image that is written; expected .tif, .tiff or .png.")
         if not target.parent.is_dir():
             raise ConfigurationError(f"{target.parent} is no folder; make it first, the answer goes there.")
+        check_target(target, source, overwrite=True)
         query = _restoring(
             uncertainty, on_out_of_range, blind=blind or None,
             model=model, modality=modality, pixel_size_um=pixel_size_um, na=na, wavelength_um=wavelength_um,

@@ -214,6 +214,8 @@ def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_sent(tmp_
     (tmp_path / "in.tif").write_bytes(encode(WireImage(GREY[None])))
     with pytest.raises(ConfigurationError, match="is no folder"):
         client(answers).refocus_file(tmp_path / "in.tif", tmp_path / "nowhere" / "out.tif")
+    with pytest.raises(ConfigurationError, match="the input itself"):
+        client(answers).refocus_file(tmp_path / "in.tif", tmp_path / "in.tif")
     with client(answers) as closed:
         pass
     for ask in (lambda: closed.refocus(GREY), closed.models, closed.ready):
