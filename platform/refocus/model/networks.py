@@ -150,6 +150,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        if self.first.weight.is_meta:
+            # Nothing to draw, and drawing would have torch load its compiler: more than a second of every start.
+            return
         nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(self.second.weight, nonlinearity="linear")
         with torch.no_grad():

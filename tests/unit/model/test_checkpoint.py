@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,12 @@ def test_weights_that_half_precision_cannot_hold_are_refused(package: ModelPacka
         network.trunk.entrance.weight[0, 0, 0, 0] = 1e6
     with pytest.raises(ModelUnfit, match="not finite as"):
         ModelPackage.of(network, package.config)
+
+
+def test_weights_are_loaded_without_torch_s_compiler():
+    # Drawing weights on the meta device, to throw them away, has torch load it: more than a second of every start.
+    code = (
+        "import sys; from refocus.model.checkpoint import ModelPackage; ModelPackage.bundled('fluorescence').network();"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
