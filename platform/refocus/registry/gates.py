@@ -113,7 +113,7 @@ def decide(
         With every condition that failed, not only the first.
     """
     if candidate.model is None:
-        return _refusal("input", Failure(condition="report", detail="it judges no model; evaluate the candidate."))
+        return refusal("input", "report", "it judges no model; evaluate the candidate.")
     reference = candidate if champion is None else champion
     method = INPUT if champion is None else champion.model
     against = "the input" if champion is None else f"champion {(champion.digest or 'without digest')[:12]}"
@@ -142,8 +142,9 @@ def decide(
     return Decision(against=against, passed=not failures, failures=tuple(failures), observations=tuple(observations))
 
 
-def _refusal(against: str, *failures: Failure) -> Decision:
-    return Decision(against=against, passed=False, failures=failures)
+def refusal(against: str, condition: str, detail: str) -> Decision:
+    """Refuse for one condition, without which nothing else can be judged."""
+    return Decision(against=against, passed=False, failures=(Failure(condition=condition, detail=detail),))
 
 
 def _judge_overall(

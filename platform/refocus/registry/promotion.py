@@ -10,8 +10,8 @@ from refocus.model.checkpoint import ModelPackage
 from refocus.model.evaluation import EvaluationReport
 from refocus.model.golden import TOLERANCE, golden_output, largest_difference
 from refocus.registry.catalog import Catalog
-from refocus.registry.gates import GatePolicy, decide
-from refocus.registry.records import Alias, AliasName, Decision, Event, Failure, VersionRecord
+from refocus.registry.gates import GatePolicy, decide, refusal
+from refocus.registry.records import Alias, AliasName, Decision, Event, VersionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def judge(
         champion_digest = champion[0].digest
         against = f"champion {champion_digest[:12]}"
         if champion_digest == version.digest:
-            return _refused(against, "new", "it is the champion already.")
+            return refusal(against, "new", "it is the champion already.")
         if champion_report is None:
             champion_report = catalog.report(catalog.load(version.model, champion_digest))
         elif champion_report.digest != champion_digest:
@@ -119,9 +119,9 @@ def judge(
                 f"{champion_digest[:12]} now: another promotion came between. Promote again to compare them."
             )
     if candidate_report is None:
-        return _refused(against, "evaluation", "the candidate has none; evaluate it first.")
+        return refusal(against, "evaluation", "the candidate has none; evaluate it first.")
     if champion is not None and champion_report is None:
-        return _refused(against, "evaluation", "the champion has none; evaluate it on the same images.")
+        return refusal(against, "evaluation", "the champion has none; evaluate it on the same images.")
     try:
         difference = largest_difference(golden_output(package), version.golden)
     except ModelUnfit:
@@ -134,10 +134,6 @@ def judge(
         golden_difference=difference,
         golden_tolerance=TOLERANCE,
     )
-
-
-def _refused(against: str, condition: str, detail: str) -> Decision:
-    return Decision(against=against, passed=False, failures=(Failure(condition=condition, detail=detail),))
 
 
 def rollback(

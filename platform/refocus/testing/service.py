@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from refocus.errors import ModelMissing
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.networks import NetworkConfig, build_network
 from refocus.registry.catalog import Catalog
+from refocus.registry.promotion import seen_alias
 from refocus.testing.cluster import LocalCluster, free_ports
 
 TINY = NetworkConfig(widths=(4, 4), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
@@ -39,10 +39,7 @@ def tiny_package(seed: int, *, name: str = "served", network: NetworkConfig = TI
 def crown(catalog: Catalog, package: ModelPackage, *, why: str = "test") -> str:
     """Make a package champion whatever the gate would say, and return its digest."""
     record = catalog.publish(package)
-    try:
-        seen = catalog.alias(record.model, "champion")
-    except ModelMissing:
-        seen = None
+    seen = seen_alias(catalog, record.model, "champion")
     catalog.move(record.model, "champion", record.digest, seen=seen, kind="promote", why=why)
     return record.digest
 
@@ -97,14 +94,4 @@ def serve_run(
 
 def replica_pids(cluster: LocalCluster, deployment: str) -> list[int]:
     """Return the processes of this cluster's replicas of a deployment, or of its ``ServeController``."""
-    wanted = "ray::ServeController" if deployment == "ServeController" else f"ray::ServeReplica:refocus:{deployment}"
-    # A worker writes its title over its environment, so it is known by its parent, the cluster's raylet.
-    parents = set(cluster.processes())
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            title = (entry / "cmdline").read_bytes().decode(errors="replace")
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if title.startswith(wanted) and parent in parents:
-                found.append(int(entry.name))
-    return sorted(found)
+    return cluster.workers(deployment if deployment == "ServeController" else f"ServeReplica:refocus:{deployment}")
