@@ -300,6 +300,8 @@ class _Correlated:
         except Exception as error:  # noqa: BLE001 (the last place where it can become an answer)
             if status == 0:
                 await problem_response(error, scope, self._config)(scope, receive, send_marked)
+            else:
+                _log.error("the answer broke off", exc_info=error, extra={"correlation_id": correlation_id})
         finally:
             model, stages, pixels = state.get("answered", ("", {}, 0))
             route = getattr(scope.get("route"), "path", "other")
