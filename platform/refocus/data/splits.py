@@ -44,7 +44,7 @@ def is_image(key: str) -> bool:
     ``x.truth.tif`` is none: `refocus simulate` writes what only it knows beside a series, and as a sharp image that
     would leak between splits.
     """
-    return key.lower().endswith(IMAGE_SUFFIXES) and ".truth." not in key
+    return key.lower().endswith(IMAGE_SUFFIXES) and ".truth." not in PurePosixPath(key).name
 
 
 def stem_of(key: str) -> str:

@@ -56,6 +56,7 @@ def test_what_simulation_alone_knows_is_no_image():
     assert is_image("raw/a/series.ome.tif")
     assert is_image("raw/a/PHOTO.JPEG")
     assert not is_image("raw/a/series.truth.ome.tif")
+    assert is_image("raw/plate.truth.2024/a.tif")
     assert not is_image("raw/a/acquisition.yaml")
 
 
