@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -164,7 +163,7 @@ class DatasetManifest(_Record):
     name: str
     version: str
     raw_prefix: str
-    created: datetime
+    created: AwareDatetime
     settings: IngestSettings
     shards: tuple[Shard, ...]
     sources: tuple[SourceSummary, ...]
