@@ -21,7 +21,6 @@ from refocus.testing.cluster import LocalCluster, free_ports
 
 TINY = NetworkConfig(widths=(4, 4), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
 TINY_RGB = TINY.model_copy(update={"channels": 3})
-_GRACE_S = 30.0
 
 
 def tiny_package(seed: int, *, name: str = "served", network: NetworkConfig = TINY) -> ModelPackage:
@@ -58,6 +57,7 @@ def serve_run(
     Parameters
     ----------
     cluster : LocalCluster
+        Of this service alone: what serves ends with it.
     repository : path
     folder : path
         Where the changed config and ``serve.log`` go.
@@ -83,10 +83,7 @@ def serve_run(
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
+            # The service ends with its cluster; a replica's leisurely end is nothing to wait for.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
