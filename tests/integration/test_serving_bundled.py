@@ -24,7 +24,10 @@ def fresh(repository, tmp_path_factory):
     changes = {
         # Nothing but the numbers that decide when an idle replica goes.
         r"(name: Restorer[\s\S]*?min_replicas:) 1": r"\1 0",
-        r"(name: Restorer[\s\S]*?downscale_delay_s:) 120": r"\1 5\n          downscale_to_zero_delay_s: 5",
+        r"(name: Restorer[\s\S]*?downscale_delay_s:) 120": (
+            r"\1 3\n          downscale_to_zero_delay_s: 3"
+            "\n          look_back_period_s: 3\n          metrics_interval_s: 1"
+        ),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(STORE_VARIABLES)]:
