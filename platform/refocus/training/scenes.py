@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -180,6 +181,7 @@ def _scenes(sharp: SharpImage, settings: SceneSettings, kernels: _Kernels) -> It
             )
 
 
+@lru_cache(maxsize=128)
 def defocus_kernel(
     system: OpticalSystem, defocus_um: float, *, reach_px: int, formation: Literal["relative", "psf"] = "relative"
 ) -> Image:
@@ -195,12 +197,13 @@ def defocus_kernel(
     Returns
     -------
     ndarray, float32, shape [2 reach_px + 1, 2 reach_px + 1]
-        Centred, summing to 1. The ratio may dip below zero by a little.
+        Centred, summing to 1; read-only, for each is computed once. The ratio may dip below zero by a little.
     """
     size = 2 * reach_px + 1
     if formation == "relative" and defocus_um == 0:
         point = np.zeros((size, size), np.float32)
         point[reach_px, reach_px] = 1.0
+        point.flags.writeable = False
         return point
     psfs = widefield_psf(system, torch.tensor([defocus_um, 0.0], dtype=torch.float64), size_px=size).numpy()
     kernel = psfs[0]
@@ -210,18 +213,19 @@ def defocus_kernel(
         beyond = np.exp(-0.5 * (math.pi * system.blur_radius_px(defocus_um) * frequency) ** 2)
         ratio = (h_z * h_0 + _EPSILON * beyond) / (h_0**2 + _EPSILON)
         kernel = np.fft.fftshift(fft.irfft2(np.clip(ratio, -1.0, 1.0), s=(size, size)))
-    return (kernel / kernel.sum()).astype(np.float32)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    kernel.flags.writeable = False
+    return kernel
 
 
 class _Kernels:
-    """Kernels by depth and wavelength, each computed once."""
+    """Kernels by depth and wavelength, of one reach."""
 
     def __init__(self, settings: SceneSettings) -> None:
         self._settings = settings
         deepest = max(settings.defocus_um, default=0.0)
         # 99% of the light lies within 1.3 radii; diffraction spreads the rest far.
         self.reach_px = math.ceil(1.5 * settings.system.blur_radius_px(deepest)) + 10
-        self._known: dict[tuple[float, float], Image] = {}
 
     def of(self, modality: Modality, channels: int, defocus_um: float) -> Image:
         """Return [channels, K, K]."""
@@ -230,13 +234,8 @@ class _Kernels:
         return np.stack([self._one(w, defocus_um) for w in (RGB_WAVELENGTHS_UM if coloured else own)])
 
     def _one(self, wavelength_um: float, defocus_um: float) -> Image:
-        key = wavelength_um, defocus_um
-        if key not in self._known:
-            system = self._settings.system.model_copy(update={"wavelength_um": wavelength_um})
-            self._known[key] = defocus_kernel(
-                system, defocus_um, reach_px=self.reach_px, formation=self._settings.formation
-            )
-        return self._known[key]
+        system = self._settings.system.model_copy(update={"wavelength_um": wavelength_um})
+        return defocus_kernel(system, defocus_um, reach_px=self.reach_px, formation=self._settings.formation)
 
 
 def _is_point(psf: Image) -> bool:
