@@ -97,7 +97,7 @@ class ModelSet:
     problems: dict[str, str] = field(default_factory=dict)
     _serving: dict[str, Served] = field(default_factory=dict)
     _followed: dict[str, _Followed] = field(default_factory=dict)
-    _pinned: OrderedDict[str, Served] = field(default_factory=OrderedDict)
+    _pinned: OrderedDict[tuple[str, str], Served] = field(default_factory=OrderedDict)
     _pinning: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
@@ -244,14 +244,16 @@ class ModelSet:
             raise ModelMissing(f"model {name!r} has no champion that serves; these do: {served}.")
         digest = self.catalog.resolve(name, version)
         with self._pinning:
-            if digest in self._pinned:
-                self._pinned.move_to_end(digest)
-                return self._pinned[digest]
+            # One package may be published under several names.
+            key = name, digest
+            if key in self._pinned:
+                self._pinned.move_to_end(key)
+                return self._pinned[key]
             if not self.pinned_versions:
                 raise ConfigurationError("this service serves champions alone (pinned_versions is 0).")
             record = self.catalog.version(name, digest)
             pinned = self._tested(name, self.catalog.load(name, digest), "champion", record.golden)
-            self._pinned[digest] = pinned
+            self._pinned[key] = pinned
             while len(self._pinned) > self.pinned_versions:
                 _close(self._pinned.popitem(last=False)[1].runner)
             return pinned

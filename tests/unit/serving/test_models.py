@@ -139,12 +139,21 @@ def test_versions_can_be_pinned_and_the_cache_stays_small(catalog, models):
     models.start()
     for wanted in digests[:3]:
         assert models.pick(f"tiny@{wanted[:8]}", None, 1, None).package.digest == wanted
-    assert list(models._pinned) == digests[1:3]
+    assert [pinned for _, pinned in models._pinned] == digests[1:3]
     assert models.pick("tiny@champion", None, 1, None).package.digest == digests[3]
     with pytest.raises(ModelMissing, match="fits 0 versions"):
         models.pick("tiny@ffffffff", None, 1, None)
     with pytest.raises(ModelMissing, match="no champion"):
         models.pick("other", None, 1, None)
+
+
+def test_a_version_that_was_published_under_two_names_answers_to_each(catalog, models):
+    package = tiny_package(1, name="tiny")
+    for name in ("tiny", "twin"):
+        catalog.publish(package, model=name)
+    models.start()
+    for name in ("tiny", "twin"):
+        assert models.pick(f"{name}@{package.digest}", None, 1, None).name == name
 
 
 def test_the_image_chooses_its_model_by_colours_and_modality(catalog, models):
