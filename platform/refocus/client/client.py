@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,9 +20,9 @@ from refocus.errors import ConfigurationError, ServiceFailed, UnsupportedImage
 from refocus.wire import headers
 from refocus.wire.codec import CONTAINER_OF, encode, from_array, sniff
 from refocus.wire.files import check_target, write_whole
+from refocus.wire.headers import OnOutOfRange
 from refocus.wire.image import MEDIA_TYPES
 
-OnOutOfRange = Literal["mark", "keep", "fail"]
 FocusResult = Mapping[str, Any]
 
 

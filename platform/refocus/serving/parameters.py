@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
 
-from refocus.serving.requests import OnOutOfRange
 from refocus.serving.status import Refusal
+from refocus.wire.headers import OnOutOfRange
 from refocus.zstack import MODALITIES, Modality
 
 #: Lengths that may be told: above the first, up to the second.

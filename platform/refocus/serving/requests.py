@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from refocus.errors import ConfigurationError, MetadataMissing
 from refocus.optics.ladder import OWN_SAMPLING, nearest_profile
 from refocus.optics.settings import OpticalSystem
+from refocus.wire.headers import OnOutOfRange
 from refocus.wire.image import WireImage
 from refocus.zstack import Modality
-
-OnOutOfRange = Literal["mark", "keep", "fail"]
 
 
 @dataclass(frozen=True, slots=True)

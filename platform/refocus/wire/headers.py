@@ -1,8 +1,9 @@
-"""Names of headers and media types, in one place for both ends of the wire."""
+"""Names of headers and media types, and what may be asked for, in one place for both ends of the wire."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 CORRELATION_ID = "X-Correlation-Id"
 MODEL = "X-Refocus-Model"
@@ -16,6 +17,9 @@ RETRY_AFTER = "Retry-After"
 SERVER_TIMING = "Server-Timing"
 
 PROBLEM_JSON = "application/problem+json"
+
+#: What is done where an image is beyond what the network was trained for.
+OnOutOfRange = Literal["mark", "keep", "fail"]
 
 
 def format_server_timing(stages_ms: Mapping[str, float]) -> str:
