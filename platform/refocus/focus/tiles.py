@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from refocus.errors import ConfigurationError, InputError
 from refocus.focus.measures import DEFAULT_MEASURE, measure_named
-from refocus.focus.plane import InFocusPlane, as_grey, drift_correction, peak_of
+from refocus.focus.plane import as_grey, drift_correction, peak_of
 
 _SMALLEST_TILE_PX = 16
 
@@ -38,10 +38,6 @@ class FocusMap:
     center_y_px: npt.NDArray[np.float64]
     center_x_px: npt.NDArray[np.float64]
     curves: npt.NDArray[np.float64]
-
-    def tile(self, row: int, column: int) -> InFocusPlane:
-        """What is known of one tile."""
-        return peak_of(self.curves[:, row, column])
 
 
 def focus_map(planes: Iterable[npt.NDArray[Any]], *, tile_px: int = 128, measure: str = DEFAULT_MEASURE) -> FocusMap:

@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,7 +43,6 @@ class ObjectInfo:
     key: str
     size_bytes: int
     etag: str
-    modified: datetime | None = None
 
 
 class ObjectStore:
@@ -153,7 +151,7 @@ class ObjectStore:
         """
         with self._translated(key):
             answer = self._client.head_object(Bucket=self.settings.bucket, Key=key)
-        return ObjectInfo(key, answer["ContentLength"], answer["ETag"], answer.get("LastModified"))
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
 
     def exists(self, key: str) -> bool:
         """Return whether there is such an object."""
@@ -175,7 +173,7 @@ class ObjectStore:
             if page is None:
                 return
             for entry in page.get("Contents", ()):
-                yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], entry.get("LastModified"))
+                yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"])
 
     def put(self, key: str, data: bytes) -> str:
         """Write an object, whatever was there, and return its ETag."""

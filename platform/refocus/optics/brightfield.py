@@ -2,7 +2,7 @@
 
 **Absorption.** Intensity behind stains of amount d_i is ``10 ** -sum(e_i(wavelength) d_i)``; e_i are absorbances a unit
 stain takes at each wavelength (A. C. Ruifrok and D. A. Johnston, Anal. Quant. Cytol. Histol. 23, 291 (2001) for
-haematoxylin, eosin and DAB).
+haematoxylin and eosin).
 
 **Defocus.** Light is lost linearly: each slab k takes ``D_k = (1 - T) A_k / A`` of the lamp, its share of the whole
 loss by absorbance, and the image is ``1 - sum_k K_k * D_k`` with the transfer K_k of the slab's own distance. That is
@@ -45,11 +45,10 @@ class Stain:
     absorbance_rgb: tuple[float, float, float]
 
 
-#: Normalised optical densities: haematoxylin and DAB of Ruifrok and Johnston, eosin as QuPath has it by default
+#: Normalised optical densities: haematoxylin of Ruifrok and Johnston, eosin as QuPath has it by default
 #: (Ruifrok's own, 0.072 0.990 0.105, is the pure dye and pinker than sections are).
 HAEMATOXYLIN = Stain("haematoxylin", (0.650, 0.704, 0.286))
 EOSIN = Stain("eosin", (0.2159, 0.8012, 0.5581))
-DAB = Stain("DAB", (0.268, 0.570, 0.776))
 #: Wavelengths that stand for the three colours of a camera with a white lamp, in um.
 RGB_WAVELENGTHS_UM = (0.61, 0.54, 0.46)
 

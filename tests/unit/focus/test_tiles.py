@@ -58,14 +58,6 @@ def test_a_tile_whose_focus_lies_outside_the_series_is_flagged():
     assert (found.confidence == 0).all()
 
 
-def test_one_tile_can_be_looked_at_alone():
-    rng = np.random.default_rng(6)
-    found = focus_map(series(cells(64, rng), SYSTEM, (np.arange(9) - 4.2) * 1.5), tile_px=32)
-    one = found.tile(1, 0)
-    assert one.position == found.position[1, 0]
-    np.testing.assert_array_equal(one.curve, found.curves[:, 1, 0])
-
-
 def test_what_cannot_be_tiled_is_refused():
     with pytest.raises(ConfigurationError, match="at least 16"):
         focus_map([np.ones((32, 32))], tile_px=8)
