@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -59,6 +60,8 @@ class RayMeters:
 
 
 def _lines_of(url: str) -> list[str]:
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+    # A node that ends while it answers breaks off in ways that are no OSError, too.
+    lost = contextlib.suppress(OSError, http.client.HTTPException)
+    with lost, urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
         return [line for line in answer.read().decode().splitlines() if line.startswith("ray_refocus_")]
     return []

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import http.server
+import threading
+
 from refocus.serving.metrics import ProcessMeters, RequestMetrics
 from refocus.serving.restorer import Restorer
 from refocus.testing.service import crown, tiny_package
@@ -39,3 +42,23 @@ def test_models_beyond_the_most_share_a_label():
     lines = [line for line in meters.exposition().decode().splitlines() if line.startswith("refocus_requests_total")]
     assert len(lines) == 33
     assert any('model="other"' in line and line.endswith(" 8.0") for line in lines)
+
+
+def test_a_node_that_breaks_off_while_it_answers_is_left_out():
+    from refocus.serving.ray_meters import _lines_of
+
+    class Dying(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"ray_refocus_requests_total 1\n")
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Dying) as node:
+        answering = threading.Thread(target=node.handle_request)
+        answering.start()
+        assert _lines_of(f"http://127.0.0.1:{node.server_address[1]}/metrics") == []
+        answering.join()
