@@ -117,7 +117,7 @@ class TrainingConfig(BaseModel):
     clip_norm: PositiveFloat = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     checkpoint_interval_steps: PositiveInt = 500
     validation_tiles: PositiveInt = 256
     optics: OpticsRange = OpticsRange()

@@ -31,7 +31,11 @@ def with_overrides(config: TrainingConfig, assignments: Iterable[str]) -> Traini
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigurationError(f"--set {assignment!r} is not understood; expected key=value, such as steps=500.")
-        _assign(values, key.strip().split("."), yaml.safe_load(text), config)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"--set {assignment!r} has no value in YAML: {error}") from error
+        _assign(values, key.strip().split("."), value, config)
     try:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:

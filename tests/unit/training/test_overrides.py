@@ -22,6 +22,8 @@ def test_settings_reach_into_parts_and_keep_their_types():
         ("steps=many", "valid integer"),
         ("batch_size=0", "greater than or equal to 1"),
         ("steps.more=1", "has no parts"),
+        ("network={widths: [8", "no value in YAML"),
+        ("seed=-1", "greater than or equal to 0"),
     ],
 )
 def test_a_setting_that_does_not_fit_says_what_would(assignment, said):
