@@ -151,7 +151,7 @@ class ObjectStore:
         """
         with self._translated(key):
             answer = self._client.head_object(Bucket=self.settings.bucket, Key=key)
-        return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+            return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
 
     def exists(self, key: str) -> bool:
         """Return whether there is such an object."""
@@ -287,6 +287,12 @@ class ObjectStore:
             raise StoreUnreachable(
                 f"{where} does not answer ({type(error).__name__}); is the store running? "
                 "'refocus store up' starts the one of this machine."
+            ) from error
+        except boto.BotoCoreError as error:
+            raise StoreError(f"{where}: {error}") from error
+        except KeyError as error:
+            raise StoreError(
+                f"{where} answers without {error}: is that an object store, and is no login page in between?"
             ) from error
 
 

@@ -27,6 +27,7 @@ from refocus.serving.restorer import catalog_of
 IMPORT_PATH = "refocus.serving.app:build"
 DEPLOYMENTS = ("Ingress", "Restorer")
 _PAUSE_S = 0.2
+_log = logging.getLogger("refocus.serving")
 #: Read by glibc when a process starts. By default it gives every large tensor's pages back to the kernel and takes new
 #: ones for the next: at 2048 x 2048 that was a third of the time on CPUs. Up to a gigabyte is kept instead.
 MEMORY_ON_CPUS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_ARENA_MAX": "1"}
@@ -96,7 +97,11 @@ class Restorer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._config.poll_s)
-            await loop.run_in_executor(self._housekeeping, self._restorer.follow)
+            try:
+                await loop.run_in_executor(self._housekeeping, self._restorer.follow)
+            except Exception:  # noqa: BLE001 (whatever it was, the next look may succeed)
+                # A task that ends takes its error along, and nobody would look for champions any more.
+                _log.exception("looking for champions failed; trying again")
 
 
 @serve.deployment(
