@@ -63,6 +63,11 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path):
         places_of(tmp_path / "scans", tmp_path / "out")
 
 
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"missing\.tif does not exist; expected an image"):
+        places_of(tmp_path / "missing.tif", tmp_path / "out.tif")
+
+
 def test_an_interrupted_folder_goes_on_where_it_stopped(folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
