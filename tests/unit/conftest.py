@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+
+STORE_VARIABLES = ("AWS_", "REFOCUS_BUCKET", "S3_BUCKET")
+
+
+@pytest.fixture(autouse=True)
+def _no_store_but_what_a_test_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a store, with a champion in it, on this machine or elsewhere."""
+    for name in [name for name in os.environ if name.startswith(STORE_VARIABLES)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("REFOCUS_HOME", "/nonexistent")
 
 
 @pytest.fixture(scope="session")

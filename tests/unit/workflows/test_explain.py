@@ -19,9 +19,7 @@ from refocus.workflows.explain import said_of
 
 
 @pytest.fixture
-def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("REFOCUS_STORE_ENDPOINT", "REFOCUS_STORE_BUCKET"):
-        monkeypatch.delenv(name, raising=False)
+def series(tmp_path: Path) -> Path:
     stack, _ = simulate_focal_series(
         "nuclei", planes=2, z_step_um=4.0, focus_plane=1.0, size_px=(200, 220), thin=True, seed=3
     )

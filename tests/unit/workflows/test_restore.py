@@ -45,11 +45,7 @@ def blurred() -> np.ndarray:
 
 
 @pytest.mark.parametrize("said_by", ["file", "caller", "nobody", "file to deaf ears"])
-def test_optics_are_told_by_the_file_or_by_the_caller(
-    blurred: np.ndarray, said_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("REFOCUS_STORE_ENDPOINT", "REFOCUS_STORE_BUCKET"):
-        monkeypatch.delenv(name, raising=False)
+def test_optics_are_told_by_the_file_or_by_the_caller(blurred: np.ndarray, said_by: str, tmp_path: Path) -> None:
     source, target = tmp_path / "in.ome.tif", tmp_path / "out.tif"
     said = Acquisition(pixel_size_um=0.25, numerical_aperture=0.95, wavelength_um=0.525, modality="fluorescence")
     write_ome_tiff(source, blurred, "YX", said if said_by.startswith("file") else Acquisition(pixel_size_um=0.25))
@@ -135,15 +131,6 @@ def told(source: Path, target: Path | str, **options: Any) -> str:
     return said.getvalue()
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No store: what ships with the package restores."""
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("REFOCUS_HOME", str(tmp_path / "home"))
-
-
-@pytest.mark.usefixtures("alone")
 def test_the_model_that_was_chosen_is_named_and_for_colour_how_to_choose_another(tmp_path: Path) -> None:
     source = tmp_path / "[red]section.tif"
     tifffile.imwrite(source, np.stack([sharp_image(n, 72) >> 8 for n in range(3)], -1).astype(np.uint8))
@@ -163,7 +150,6 @@ def test_a_result_says_how_much_of_it_is_out_of_range() -> None:
     assert "; 0.1% of it out of range" in str(Restored("0123456789abcdef", "fluorescence", 1e-6))
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_file_that_is_left_out_of_a_folder_is_named_once(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
