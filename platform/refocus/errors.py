@@ -44,6 +44,11 @@ what was expected and what to try. Which HTTP status an error becomes is decided
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class RefocusError(Exception):
@@ -230,3 +235,25 @@ class ServiceBusy(ServiceError):
 
 class ServiceFailed(ServiceError, ConnectionError):
     """The service did not answer, or failed and went on failing."""
+
+
+def problems_of(error: ValidationError, where: str = "") -> list[str]:
+    """Return one line for each thing that does not fit, with the path to it, `where` first, and what came.
+
+    Not for values that may be secret.
+    """
+    lines = []
+    for each in error.errors(include_url=False):
+        path = ".".join(filter(None, [where, *(str(part) for part in each["loc"])]))
+        said = "is not known; is it misspelt?" if each["type"] == "extra_forbidden" else _in_our_words(each)
+        lines.append(f"{path}: {said}" if path else said)
+    return lines
+
+
+def _in_our_words(problem: ErrorDetails) -> str:
+    said = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    # A whole mapping, and what a check of our own has said already, would only be said again.
+    if isinstance(given, (bool, int, float, str)) and problem["type"] != "value_error":
+        return f"{said}; {given!r} came"
+    return said

@@ -22,33 +22,57 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from refocus.data.splits import DEFAULT_SPECIMEN_PATTERN, specimen_of
-from refocus.errors import ConfigurationError
-from refocus.zstack import Acquisition, Modality
+from refocus.data.splits import DEFAULT_SPECIMEN_PATTERN, checked_pattern, specimen_of
+from refocus.errors import ConfigurationError, problems_of
+from refocus.zstack import AXES, Acquisition, Modality
 
 SIDECAR_NAME = "acquisition.yaml"
 
 
+def _checked_axes(axes: str) -> str:
+    if not {"Y", "X"} <= set(axes) <= set(AXES) or len(set(axes)) != len(axes):
+        raise ValueError(f"{axes!r} came; expected letters of {AXES}, each once, with Y and X among them: ZYX")
+    return axes
+
+
 class Rule(BaseModel):
-    """Answers for the objects that `match` a shell pattern."""
+    """Answers for the objects that `match` a shell pattern.
+
+    Lengths have bounds that microscopes keep by far: a number of nm in place of um is outside.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     match: str = "*"
     ignore: bool = False
     modality: Modality | None = None
-    axes: str | None = None
-    pixel_size_um: float | None = Field(default=None, gt=0)
-    z_step_um: float | None = Field(default=None, gt=0)
+    axes: Annotated[str, AfterValidator(_checked_axes)] | None = None
+    pixel_size_um: float | None = Field(default=None, ge=1e-3, le=100)
+    z_step_um: float | None = Field(default=None, ge=1e-3, le=100)
     numerical_aperture: float | None = Field(default=None, gt=0, lt=1.7)
-    wavelength_um: float | None = Field(default=None, gt=0)
+    wavelength_um: float | None = Field(default=None, ge=0.1, le=2)
     refractive_index: float | None = Field(default=None, ge=1, lt=2)
-    specimen: str = DEFAULT_SPECIMEN_PATTERN
-    minimum_sharpness: float | None = Field(default=None, ge=0)
+    specimen: Annotated[str, AfterValidator(checked_pattern)] = DEFAULT_SPECIMEN_PATTERN
+    minimum_sharpness: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    @classmethod
+    def answering(cls, answers: Mapping[str, Any]) -> Self:
+        """Check what a command line answers.
+
+        Raises
+        ------
+        ConfigurationError
+            Naming every answer that does not fit.
+        """
+        try:
+            return cls.model_validate(answers)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(problems_of(error))) from error
 
     def acquisition(self) -> Acquisition:
         """Return the rule's answers; None where it has none."""
@@ -73,11 +97,14 @@ class Sidecar(BaseModel):
         """
         try:
             return cls.model_validate(yaml.safe_load(text))
-        except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"{source} is not a valid sidecar: {error}\nExpected 'rules:' with a list of "
-                f"{{{', '.join(Rule.model_fields)}}}."
-            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            problems, cause = [" ".join(str(error).split())], error
+        except ValidationError as error:
+            problems, cause = problems_of(error), error
+        raise ConfigurationError(
+            "\n  ".join([f"{source} is not a valid sidecar:", *problems])
+            + f"\nExpected 'rules:' with a list of {{{', '.join(Rule.model_fields)}}}."
+        ) from cause
 
 
 class Answers:

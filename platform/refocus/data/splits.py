@@ -20,6 +20,11 @@ _VALIDATION_PERCENT = 10
 # MetaMorph's _w1 and _w1DAPI.
 DEFAULT_SPECIMEN_PATTERN = r"(.+?)(?i:_ch?\d+|_w\d+(?:[a-z][a-z\d]*)?)?"
 
+_EXPECTED = (
+    r"expected one whose first group is the specimen's name, such as '(slide\d+)_.*', or '.*/(.+)/.+' where it is the "
+    "folder's."
+)
+
 
 def split_of(specimen: str) -> Split:
     """Return the split of `specimen`: 80% train, 10% validation, 10% calibration.
@@ -65,19 +70,28 @@ def specimen_of(key: str, pattern: str = DEFAULT_SPECIMEN_PATTERN) -> str:
         If `pattern` is no regular expression with a group, or does not fit.
     """
     stem = stem_of(key)
+    match = re.fullmatch(checked_pattern(pattern), stem)
+    if match is None and "/" in pattern:
+        match = re.fullmatch(pattern, "/" + _without_suffixes(key))
+    if match is None or not match.group(1):
+        raise ConfigurationError(f"specimen pattern {pattern!r} finds no specimen in {stem!r} (of {key}); {_EXPECTED}")
+    return match.group(1)
+
+
+def checked_pattern(pattern: str) -> str:
+    """Return `pattern` if it is a regular expression with a group.
+
+    Raises
+    ------
+    ConfigurationError
+    """
     try:
-        match = re.fullmatch(pattern, stem)
-        if match is None and "/" in pattern:
-            match = re.fullmatch(pattern, "/" + _without_suffixes(key))
+        groups = re.compile(pattern).groups
     except re.error as error:
         raise ConfigurationError(f"specimen pattern {pattern!r} is not a regular expression: {error}.") from error
-    if match is None or match.re.groups < 1 or not match.group(1):
-        raise ConfigurationError(
-            f"specimen pattern {pattern!r} finds no specimen in {stem!r} (of {key}); "
-            r"expected a pattern whose first group is the specimen's name, such as '(slide\d+)_.*', or '.*/(.+)/.+' "
-            "where it is the folder's."
-        )
-    return match.group(1)
+    if groups < 1:
+        raise ConfigurationError(f"specimen pattern {pattern!r} has no group; {_EXPECTED}")
+    return pattern
 
 
 def _without_suffixes(key: str) -> str:

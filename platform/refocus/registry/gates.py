@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from refocus.errors import ConfigurationError, InputError
+from refocus.errors import ConfigurationError, InputError, problems_of
 from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.evaluation import INPUT, MORE_IS_BETTER, EvaluationReport, Metric, paired_difference
 from refocus.registry.records import Decision, Failure
@@ -73,8 +73,12 @@ class GatePolicy(BaseModel):
             raise ConfigurationError(
                 f"there is no gate policy {policy}; expected a YAML file or one of {names}."
             ) from None
-        except (yaml.YAMLError, ValidationError) as error:
-            raise ConfigurationError(f"the gate policy {path} does not fit: {error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"the gate policy {path} is no YAML: {' '.join(str(error).split())}.") from error
+        except ValidationError as error:
+            raise ConfigurationError(
+                "\n  ".join([f"the gate policy {path} does not fit:", *problems_of(error)])
+            ) from error
 
 
 _UNCALIBRATED = (

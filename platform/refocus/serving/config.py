@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from refocus.errors import ConfigurationError
+from refocus.errors import ConfigurationError, problems_of
 from refocus.wire.image import ImageLimits
 
 
@@ -83,16 +83,6 @@ class ServingConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigurationError("\n".join(problems_of(error, "args"))) from error
-
-
-def problems_of(error: ValidationError, where: str) -> list[str]:
-    """Return one line for each thing that does not fit, with the path to it."""
-    lines = []
-    for each in error.errors():
-        path = ".".join([where, *(str(part) for part in each["loc"])])
-        said = "is not known; is it misspelt?" if each["type"] == "extra_forbidden" else each["msg"]
-        lines.append(f"{path}: {said}")
-    return lines
 
 
 def check_serve_config(document: Any, *, name: str = "config") -> list[str]:

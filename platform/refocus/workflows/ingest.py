@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -15,14 +14,14 @@ from refocus.data.manifest import QuarantinedSource, Receipt
 from refocus.data.report import said_of_scattered
 from refocus.data.sidecar import Rule
 from refocus.data.splits import SPLITS
-from refocus.errors import ConfigurationError, ObjectMissing
+from refocus.errors import ObjectMissing
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 
 
 def ingest(*, raw: str, dataset: str, version: str | None, answers: dict[str, Any], console: Console) -> DatasetVersion:
     """Ingest `raw` into a version of `dataset`; a version named after its content may be there already."""
-    fallback = _rule(answers)
+    fallback = Rule.answering(answers)
     store = ObjectStore(StoreSettings.from_environment())
     plan = plan_ingest(store, raw, fallback=fallback)
     if version is None:
@@ -50,14 +49,6 @@ def ingest(*, raw: str, dataset: str, version: str | None, answers: dict[str, An
     left_out = [*plan.copies, *(item for receipt in receipts for item in receipt.quarantined)]
     _print_summary(complete, left_out, console)
     return complete
-
-
-def _rule(answers: dict[str, Any]) -> Rule:
-    try:
-        return Rule(**answers)
-    except ValidationError as error:
-        wrong = (f"{each['loc'][0]} is {each['input']!r}: {each['msg']}" for each in error.errors())
-        raise ConfigurationError(f"what was answered for the images does not fit; {'; '.join(wrong)}.") from error
 
 
 def _print_summary(dataset: DatasetVersion, quarantined: list[QuarantinedSource], console: Console) -> None:

@@ -1,4 +1,7 @@
+import math
+
 import pytest
+import yaml
 
 from refocus.data.sidecar import Answers, Rule, Sidecar
 from refocus.errors import ConfigurationError
@@ -45,3 +48,22 @@ def test_specimen_pattern_of_a_rule_is_used():
 def test_a_sidecar_that_is_not_understood_is_refused_by_name(text):
     with pytest.raises(ConfigurationError, match=r"raw/acquisition\.yaml"):
         sidecar(text)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"modality": "confocal"}, "modality: .*; 'confocal' came"),
+        ({"pixel_size_um": 325}, "pixel_size_um: .* 100; 325 came"),
+        ({"wavelength_um": 525.0}, "wavelength_um: .* 2; 525.0 came"),
+        ({"z_step_um": math.inf}, "z_step_um: .*; inf came"),
+        ({"axes": "zyx"}, "axes: 'zyx' came; expected letters of TCZYXS"),
+        ({"specimen": "slide.*"}, "specimen: .* has no group; expected"),
+        ({"specimen": "(slide"}, "specimen: .* is not a regular expression"),
+    ],
+)
+def test_an_answer_that_cannot_be_is_refused_before_any_image_is_read(answers, said):
+    with pytest.raises(ConfigurationError, match=f"^{said}"):
+        Rule.answering(answers)
+    with pytest.raises(ConfigurationError, match=rf"\n  rules\.0\.{said}"):
+        sidecar(f"rules: [{yaml.safe_dump(answers, default_flow_style=True)}]")

@@ -20,9 +20,9 @@ def test_settings_reach_into_parts_and_keep_their_types():
         ("optics.in_focus=0.3", "in_focus_share"),
         ("steps", "key=value"),
         ("steps=many", "valid integer"),
-        ("batch_size=0", "greater than or equal to 1"),
+        ("batch_size=0", "\n  batch_size: .*greater than or equal to 1; 0 came$"),
+        ("steps=[", "is no YAML"),
         ("steps.more=1", "has no parts"),
-        ("network={widths: [8", "no value in YAML"),
         ("seed=-1", "greater than or equal to 0"),
     ],
 )
