@@ -50,4 +50,4 @@ def put(
 
     target = ObjectStore(StoreSettings.from_environment())
     sent, kept = upload(target, source, prefix)
-    console().print(f"{sent} objects sent to {target.uri(prefix)}, {kept} were there already.")
+    console().print(f"{sent} objects sent to {target.uri(target.key_of(prefix))}, {kept} were there already.")

@@ -193,15 +193,7 @@ def read_manifest(store: ObjectStore, prefix: str) -> DatasetManifest:
 
 
 def _address_parts(store: ObjectStore, address: str) -> list[str]:
-    path = address.strip("/")
-    if path.startswith("s3://"):
-        bucket, _, path = path.removeprefix("s3://").partition("/")
-        if bucket != store.settings.bucket:
-            raise ConfigurationError(
-                f"{address} is in bucket {bucket!r}, but the store is set to {store.settings.bucket!r}; "
-                "set S3_BUCKET to the bucket of the dataset."
-            )
-    return path.removeprefix(DATASETS + "/").split("/")
+    return store.key_of(address).removeprefix(DATASETS + "/").split("/")
 
 
 def _manifests(store: ObjectStore, name: str) -> Iterator[DatasetManifest]:

@@ -62,10 +62,10 @@ def plan_ingest(
     DatasetIncomplete
         If there is nothing to ingest.
     ConfigurationError
-        If a sidecar is not understood.
+        If a sidecar is not understood, or the prefix is in another bucket.
     """
     settings = settings or IngestSettings()
-    prefix, objects = _listed(store, raw_prefix.removeprefix(f"s3://{store.settings.bucket}/"))
+    prefix, objects = _listed(store, store.key_of(raw_prefix))
     sidecars = {
         entry.key.removesuffix(SIDECAR_NAME).rstrip("/"): store.get(entry.key).decode(errors="replace")
         for entry in objects
@@ -224,9 +224,9 @@ def _answers(sidecars: dict[str, str], fallback: Rule | None) -> Answers:
 
 
 def _listed(store: ObjectStore, place: str) -> tuple[str, list[ObjectInfo]]:
-    folder = place.rstrip("/") + "/" if place else ""
+    folder = place and place + "/"
     # Keys are listed in order: an object whose whole key this is comes before those whose key begins with it.
-    if place != folder and (first := next(store.list(place), None)) is not None and first.key == place:
+    if place and (first := next(store.list(place), None)) is not None and first.key == place:
         return place, [first]
     return folder, list(store.list(folder))
 

@@ -16,6 +16,7 @@ from botocore import exceptions as boto
 
 from refocus.errors import (
     BucketMissing,
+    ConfigurationError,
     ObjectChanged,
     ObjectExists,
     ObjectMissing,
@@ -72,6 +73,24 @@ class ObjectStore:
     def uri(self, key: str = "") -> str:
         """Return the address of `key`."""
         return f"s3://{self.settings.bucket}/{key}"
+
+    def key_of(self, address: str) -> str:
+        """Return the key that an address names, ``s3://BUCKET/KEY`` or the key itself, without outer slashes.
+
+        Raises
+        ------
+        ConfigurationError
+            If the address is of another bucket.
+        """
+        if not address.startswith("s3://"):
+            return address.strip("/")
+        bucket, _, key = address.removeprefix("s3://").partition("/")
+        if bucket != self.settings.bucket:
+            raise ConfigurationError(
+                f"{address} is in bucket {bucket!r}, but the store is set to {self.settings.bucket!r}; "
+                "set REFOCUS_BUCKET to the bucket that is meant."
+            )
+        return key.strip("/")
 
     def get(self, key: str) -> bytes:
         """Return a whole object.

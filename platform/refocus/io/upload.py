@@ -16,23 +16,24 @@ _ZARR_METADATA = frozenset({".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 def upload(store: ObjectStore, source: Path, prefix: str) -> tuple[int, int]:
     """Send a file, or a folder with all below it, and return how many objects were sent and kept.
 
-    An object whose ETag follows from the file's bytes is kept. Hidden files and folders are left out, the metadata of
-    Zarr excepted.
+    An object whose ETag follows from the file's bytes is kept. Hidden files and folders are left out, Zarr's metadata
+    excepted.
 
     Raises
     ------
     ConfigurationError
-        If `source` holds no file.
+        If `source` holds no file, or `prefix` is in another bucket.
     """
-    prefix = prefix.removeprefix(store.uri()).strip("/")
+    prefix = store.key_of(prefix)
+    folder = prefix and prefix + "/"
     if source.is_file():
-        files = {f"{prefix}/{source.name}": source}
+        files = {folder + source.name: source}
     else:
-        below = (path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file())
-        files = {f"{prefix}/{path.as_posix()}": source / path for path in below if not _is_hidden(path)}
+        visible = (path for path in sorted(source.rglob("*")) if not _is_hidden(path.relative_to(source)))
+        files = {folder + path.relative_to(source).as_posix(): path for path in visible if path.is_file()}
     if not files:
         raise ConfigurationError(f"{source} holds no file to upload.")
-    there = {entry.key: entry.etag.strip('"') for entry in store.list(prefix)}
+    there = {entry.key: entry.etag.strip('"') for entry in store.list(folder)}
 
     def send(item: tuple[str, Path]) -> bool:
         key, path = item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refocus.data.ingest import plan_digest, plan_ingest
-from refocus.errors import DatasetIncomplete
+from refocus.errors import ConfigurationError, DatasetIncomplete
 from refocus.io.store import ObjectStore
 
 
@@ -30,6 +30,11 @@ def test_a_folder_is_ingested_without_neighbours_whose_names_begin_alike(plates,
 def test_one_object_and_the_whole_bucket_may_be_named(plates):
     assert planned(plates, "raw/plate10/c.tif") == {"raw/plate10/c.tif"}
     assert len(planned(plates, "")) == 5
+
+
+def test_a_folder_of_another_bucket_is_no_folder_of_ours(plates):
+    with pytest.raises(ConfigurationError, match="is in bucket 'theirs'"):
+        plan_ingest(plates, "s3://theirs/raw/plate1")
 
 
 def test_the_beginning_of_names_is_no_folder(plates):
