@@ -28,8 +28,8 @@ from refocus.data.manifest import (
 )
 from refocus.data.report import quality_report
 from refocus.data.shards import ShardWriter
-from refocus.data.sidecar import SIDECAR_NAME, Answers, Rule, Sidecar
-from refocus.data.splits import is_image
+from refocus.data.sidecar import SIDECAR_NAME, Answers, Rule, Sidecar, ancestors, sidecar_text
+from refocus.data.splits import is_image, said_of_others
 from refocus.errors import DatasetExists, DatasetIncomplete, InputError, ObjectExists, ObjectMissing
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectInfo, ObjectStore
@@ -67,18 +67,23 @@ def plan_ingest(
     settings = settings or IngestSettings()
     prefix, objects = _listed(store, store.key_of(raw_prefix))
     sidecars = {
-        entry.key.removesuffix(SIDECAR_NAME).rstrip("/"): store.get(entry.key).decode(errors="replace")
+        entry.key.removesuffix(SIDECAR_NAME).rstrip("/"): sidecar_text(store.get(entry.key), store.uri(entry.key))
         for entry in objects
-        if entry.key.rsplit("/", 1)[-1] == SIDECAR_NAME
+        if _is_sidecar(entry.key)
     }
     answers = _answers(sidecars, fallback)
-    images = sorted(_images(objects), key=lambda image: image.key)
-    images = [image for image in images if not answers.rule_for(image.key).ignore]
-    images, copies = _without_copies(images)
+    found, others = _sorted_out(objects)
+    left_out = tuple(_left_out(others, found, answers))
+    images, copies = _without_copies([image for image in found if not answers.rule_for(image.key).ignore])
     if not images:
         raise DatasetIncomplete(
-            f"{store.uri(prefix)} holds {len(objects)} objects but no image to ingest; "
-            f"expected {', '.join(IMAGE_SUFFIXES)} or OME-Zarr. Upload images, or name another prefix."
+            " ".join(
+                [
+                    f"{store.uri(prefix)} holds no image to ingest; expected {', '.join(IMAGE_SUFFIXES)} or OME-Zarr. "
+                    "Upload images, or name another prefix.",
+                    *(left_out if objects else ["There is nothing at all."]),
+                ]
+            )
         )
     return IngestPlan(
         raw_prefix=prefix,
@@ -88,12 +93,13 @@ def plan_ingest(
         fallback=(fallback or Rule()).model_dump(exclude_unset=True),
         units=tuple(_units(images, settings.unit_bytes)),
         copies=tuple(copies),
+        left_out=left_out,
     )
 
 
 def plan_digest(plan: IngestPlan) -> str:
     """Return what the plan's content is, whenever it was made: the default name of its version."""
-    content = json.dumps(plan.model_dump(mode="json", exclude={"created"}), sort_keys=True)
+    content = json.dumps(plan.model_dump(mode="json", exclude={"created", "left_out"}), sort_keys=True)
     return "v-" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -171,7 +177,11 @@ def run_units(store: ObjectStore, prefix: str, plan: IngestPlan, *, progress: Pr
     if not waiting:
         return [done[unit.name] for unit in plan.units]
     items = [{"unit": unit.model_dump_json()} for unit in waiting]
-    shared = {"settings": store.settings, "prefix": prefix, "plan": plan.model_copy(update={"units": (), "copies": ()})}
+    shared = {
+        "settings": store.settings,
+        "prefix": prefix,
+        "plan": plan.model_copy(update={"units": (), "copies": (), "left_out": ()}),
+    }
     task: Any = _ingest_row
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map(task, fn_kwargs=shared)
     for row in rows.iter_rows():
@@ -203,7 +213,7 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
         sources=tuple(summary for receipt in receipts for summary in receipt.sources),
         quarantined=len(quarantined),
     )
-    store.put(prefix + REPORT, quality_report(store, manifest, quarantined).encode())
+    store.put(prefix + REPORT, quality_report(store, manifest, quarantined, plan.left_out).encode())
     if not manifest.shards:
         reasons = "\n".join(f"  {item.source}: {item.reason}" for item in quarantined[:10])
         raise DatasetIncomplete(f"none of {len(quarantined)} sources could be used:\n{reasons}")
@@ -217,9 +227,7 @@ def _ingest_row(row: dict[str, Any], *, settings: StoreSettings, prefix: str, pl
 
 
 def _answers(sidecars: dict[str, str], fallback: Rule | None) -> Answers:
-    parsed = {
-        folder: Sidecar.parse(text.encode(), source=f"{folder}/{SIDECAR_NAME}") for folder, text in sidecars.items()
-    }
+    parsed = {folder: Sidecar.parse(text, source=f"{folder}/{SIDECAR_NAME}") for folder, text in sidecars.items()}
     return Answers(parsed, fallback)
 
 
@@ -231,18 +239,37 @@ def _listed(store: ObjectStore, place: str) -> tuple[str, list[ObjectInfo]]:
     return folder, list(store.list(folder))
 
 
-def _images(objects: list[ObjectInfo]) -> Iterator[SourceObject]:
-    roots = zarr_roots(entry.key for entry in objects)
-    for root in roots:
-        # A Zarr image is many objects: together they are one source, and any change of one is another source.
-        parts = [entry for entry in objects if entry.key.startswith(root + "/")]
-        size_bytes = sum(entry.size_bytes for entry in parts)
-        yield SourceObject(key=root, size_bytes=size_bytes, etag=etag_of_folder(parts), kind="zarr")
+def _sorted_out(objects: list[ObjectInfo]) -> tuple[list[SourceObject], list[str]]:
+    """Return the images among `objects`, in the order of their keys, and the keys of what is neither image nor ours."""
+    roots = dict.fromkeys(zarr_roots(entry.key for entry in objects))
+    parts: dict[str, list[ObjectInfo]] = {root: [] for root in roots}
+    images, others = [], []
     for entry in objects:
-        if any(entry.key.startswith(root + "/") for root in roots):
-            continue
-        if is_image(entry.key):
-            yield SourceObject(key=entry.key, size_bytes=entry.size_bytes, etag=entry.etag)
+        root = next((folder for folder in ancestors(entry.key) if folder in roots), None)
+        if root is not None:
+            parts[root].append(entry)
+        elif is_image(entry.key):
+            images.append(SourceObject(key=entry.key, size_bytes=entry.size_bytes, etag=entry.etag))
+        elif not (_is_sidecar(entry.key) or entry.key.endswith("/")):
+            others.append(entry.key)
+    for root, entries in parts.items():
+        # A Zarr image is many objects: together they are one source, and any change of one is another source.
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        images.append(SourceObject(key=root, size_bytes=size_bytes, etag=etag_of_folder(entries), kind="zarr"))
+    return sorted(images, key=lambda image: image.key), others
+
+
+def _left_out(others: list[str], images: list[SourceObject], answers: Answers) -> Iterator[str]:
+    """Say what lies there and is not taken: a folder of another microscope's files must not look empty."""
+    keys = [image.key for image in images]
+    yield from said_of_others(others)
+    if ignored := sum(answers.rule_for(key).ignore for key in keys):
+        yield f"{ignored} image{'s' if ignored > 1 else ''} left out: a rule says ignore."
+    yield from answers.idle_rules(keys)
+
+
+def _is_sidecar(key: str) -> bool:
+    return key.rsplit("/", 1)[-1] == SIDECAR_NAME
 
 
 def _without_copies(images: list[SourceObject]) -> tuple[list[SourceObject], list[QuarantinedSource]]:

@@ -84,7 +84,15 @@ class WorkUnit(_Record):
 
 
 class IngestPlan(_Record):
-    """What a version will be made of, fixed before the first byte is read."""
+    """What a version will be made of, fixed before the first byte is read.
+
+    Parameters
+    ----------
+    copies : tuple of QuarantinedSource
+        Images that are another one byte for byte.
+    left_out : tuple of str
+        What else lies there and is not taken, one sentence for each reason; no part of what the version is.
+    """
 
     format: int = FORMAT
     raw_prefix: str
@@ -94,6 +102,7 @@ class IngestPlan(_Record):
     fallback: dict[str, Any]
     units: tuple[WorkUnit, ...]
     copies: tuple[QuarantinedSource, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Shard(_Record):

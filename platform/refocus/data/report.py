@@ -30,15 +30,23 @@ td { text-align: right } td:first-child, th { text-align: left } img { max-width
 """
 
 
-def quality_report(store: ObjectStore, manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource]) -> str:
-    """Return one self-contained HTML page: counts, focus curves, example tiles, what was left out and why."""
+def quality_report(
+    store: ObjectStore,
+    manifest: DatasetManifest,
+    quarantined: Sequence[QuarantinedSource],
+    left_out: Sequence[str] = (),
+) -> str:
+    """Return one self-contained HTML page: counts, focus curves, example tiles, what was left out and why.
+
+    `left_out` is what the plan says of that; what is `quarantined` is listed by itself.
+    """
     stacks = [source for source in manifest.sources if source.focus_curve]
     parts = [
         f"<h1>{escape(manifest.name)}/{escape(manifest.version)}</h1>",
         f"<p>From {escape(manifest.raw_prefix)}, {manifest.created:%Y-%m-%d %H:%M} UTC. "
         f"{len(manifest.sources)} images used, {len(quarantined)} quarantined.</p>",
         _counts(manifest),
-        _warnings(manifest, quarantined),
+        _paragraphs([*left_out, *_warnings(manifest, quarantined)]),
         _figure("In-focus planes", _curves(stacks)) if stacks else "",
         _figure("Examples: what the network sees, and its target", _examples(store, manifest)),
         _quarantine(quarantined),
@@ -76,7 +84,7 @@ def _counts(manifest: DatasetManifest) -> str:
     return "<table><tr>" + "".join(f"<th>{each}</th>" for each in head) + "</tr>" + "".join(rows) + "</table>"
 
 
-def _warnings(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource]) -> str:
+def _warnings(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource]) -> list[str]:
     said = []
     for split in SPLITS:
         if not manifest.rows(split):
@@ -104,7 +112,11 @@ def _warnings(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource
     used = {source.source for source in manifest.sources}
     if len({item.source.partition("#z=")[0] for item in quarantined} - used) > len(used):
         said.append("More images were quarantined than used: is this the right folder?")
-    return "".join(f"<p class='warn'>{escape(text)}</p>" for text in said)
+    return said
+
+
+def _paragraphs(warnings: Sequence[str]) -> str:
+    return "".join(f"<p class='warn'>{escape(text)}</p>" for text in warnings)
 
 
 def _curves(stacks: Sequence[SourceSummary]) -> bytes:

@@ -19,7 +19,7 @@ itself always wins over a rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Self
@@ -87,7 +87,7 @@ class Sidecar(BaseModel):
     rules: tuple[Rule, ...]
 
     @classmethod
-    def parse(cls, text: bytes, *, source: str) -> Sidecar:
+    def parse(cls, text: str, *, source: str) -> Sidecar:
         """Read YAML.
 
         Raises
@@ -97,7 +97,7 @@ class Sidecar(BaseModel):
         """
         try:
             return cls.model_validate(yaml.safe_load(text))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except yaml.YAMLError as error:
             problems, cause = [" ".join(str(error).split())], error
         except ValidationError as error:
             problems, cause = problems_of(error), error
@@ -123,15 +123,22 @@ class Answers:
 
     def rule_for(self, key: str) -> Rule:
         """Return the rule that answers for the object `key`."""
-        for folder in _ancestors(key):
+        for folder in ancestors(key):
             sidecar = self._sidecars.get(folder)
             if sidecar is None:
                 continue
-            relative = key.removeprefix(folder).lstrip("/")
             for rule in sidecar.rules:
-                if fnmatchcase(relative, rule.match):
+                if fnmatchcase(_relative(key, folder), rule.match):
                     return self._completed(rule)
         return self._fallback
+
+    def idle_rules(self, keys: Collection[str]) -> Iterator[str]:
+        """Say of each rule whose pattern fits none of the objects that it does not."""
+        for folder, sidecar in self._sidecars.items():
+            below = [_relative(key, folder) for key in keys if folder in ancestors(key)]
+            for rule in sidecar.rules:
+                if not any(fnmatchcase(key, rule.match) for key in below):
+                    yield f"{folder}/{SIDECAR_NAME}: no image below that folder fits the rule match: {rule.match!r}."
 
     def specimen_for(self, key: str) -> str:
         """Return the specimen that `key` shows."""
@@ -146,6 +153,25 @@ class Answers:
         return rule.model_copy(update=open_fields)
 
 
-def _ancestors(key: str) -> Iterable[str]:
+def _relative(key: str, folder: str) -> str:
+    return key.removeprefix(folder).lstrip("/")
+
+
+def ancestors(key: str) -> Iterable[str]:
+    """Yield the folders that the object `key` lies in, the nearest first and the bucket, ``""``, last."""
     for parent in PurePosixPath(key).parents:
         yield "" if str(parent) == "." else str(parent)
+
+
+def sidecar_text(data: bytes, source: str) -> str:
+    """Return what the bytes of a sidecar say.
+
+    Raises
+    ------
+    ConfigurationError
+        If they are not UTF-8: names in another encoding would match nothing.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{source} is not UTF-8 ({error}); save it as UTF-8.") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
@@ -15,6 +17,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 _TRAIN_PERCENT = 80
 _VALIDATION_PERCENT = 10
+
+# Kinds of files that are named where they are left out.
+_MOST_KINDS = 5
 
 # Channels saved as separate files show one field of view: they must not end in two splits. _c1, _C1, Leica's _ch00,
 # MetaMorph's _w1 and _w1DAPI.
@@ -50,6 +55,19 @@ def is_image(key: str) -> bool:
     would leak between splits.
     """
     return key.lower().endswith(IMAGE_SUFFIXES) and ".truth." not in PurePosixPath(key).name
+
+
+def said_of_others(names: Iterable[str]) -> tuple[str, ...]:
+    """Return what is said of files that are left out because they are no images: one sentence, or none."""
+    kinds = Counter(
+        ".truth" * (".truth." in name) + PurePosixPath(name).suffix.lower() or "no suffix" for name in names
+    )
+    if not kinds:
+        return ()
+    named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_MOST_KINDS))
+    number = kinds.total()
+    more = ", ..." if len(kinds) > _MOST_KINDS else ""
+    return (f"{number} other file{'s' if number > 1 else ''} left out: {named}{more}.",)
 
 
 def stem_of(key: str) -> str:

@@ -36,6 +36,8 @@ def ingest(*, raw: str, dataset: str, version: str | None, answers: dict[str, An
     plan = adopt_plan(store, dataset, version, plan)
     sources = sum(len(unit.sources) for unit in plan.units)
     console.print(f"Ingesting {sources} images of {store.uri(plan.raw_prefix)} as {dataset}/{version}")
+    for said in plan.left_out:
+        console.print(f"  {said}")
 
     def progress(done: int, total: int, receipt: Receipt | None) -> None:
         tiles = sum(shard.rows for shard in receipt.shards) if receipt else 0

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from refocus.data.splits import said_of_others
 from refocus.errors import ConfigurationError
 from refocus.wire.codec import CONTAINER_OF, IMAGE_SUFFIXES, JPEG_SUFFIXES, sniff
 from refocus.wire.files import check_target, naming
-
-#: Kinds of files that are named where they are left out.
-_MOST_KINDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +87,7 @@ def _images_in(source: Path, results: Path) -> tuple[list[Path], tuple[str, ...]
         left_out.append(f"{_counted(len(ours), 'file')} under {results} left out: results go there.")
     given = [path for path in files if path not in ours]
     found = [path for path in given if path.suffix.lower() in IMAGE_SUFFIXES]
-    others = Counter(path.suffix.lower() or "no suffix" for path in given)
-    for suffix in IMAGE_SUFFIXES:
-        del others[suffix]
-    if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(_MOST_KINDS))
-        more = ", ..." if len(others) > _MOST_KINDS else ""
-        left_out.append(f"{_counted(others.total(), 'other file')} left out: {kinds}{more}.")
+    left_out += said_of_others(path.name for path in given if path.suffix.lower() not in IMAGE_SUFFIXES)
     if not found:
         said = f"{source} holds no image; expected {', '.join(IMAGE_SUFFIXES)}."
         raise ConfigurationError(" ".join([said, *left_out]))

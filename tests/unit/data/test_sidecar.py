@@ -8,7 +8,7 @@ from refocus.errors import ConfigurationError
 
 
 def sidecar(text: str) -> Sidecar:
-    return Sidecar.parse(text.encode(), source="raw/acquisition.yaml")
+    return Sidecar.parse(text, source="raw/acquisition.yaml")
 
 
 def test_first_matching_rule_answers():
