@@ -207,7 +207,7 @@ def test_the_quality_report_shows_what_was_used_and_what_was_not(store):
     assert "1 images used, 1 quarantined" in page
     assert "raw/text.tif" in page
     assert page.count("data:image/png;base64,") == 2
-    assert "validation split is empty" in page
+    assert "No fluorescence tile is in validation or calibration" in page
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -215,7 +215,7 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
     )
     store.put(prefix + REPORT, quality_report(store, manifest, quarantined, plan.left_out).encode())
     if not manifest.shards:
-        reasons = "\n".join(f"  {item.source}: {item.reason}" for item in quarantined[:10])
+        reasons = "\n".join(f"  {item}" for item in quarantined[:10])
         raise DatasetIncomplete(f"none of {len(quarantined)} sources could be used:\n{reasons}")
     store.create(prefix + MANIFEST, manifest.model_dump_json(indent=1).encode())
     return DatasetVersion(store, manifest)

@@ -75,6 +75,9 @@ class QuarantinedSource(_Record):
     error: str
     reason: str
 
+    def __str__(self) -> str:
+        return self.reason if self.reason.startswith(self.source) else f"{self.source}: {self.reason}"
+
 
 class WorkUnit(_Record):
     """Sources that one task turns into shards; a large stack is a unit by itself."""

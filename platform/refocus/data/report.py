@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -22,6 +23,13 @@ _EXAMPLES = 6
 _CURVES = 12
 _REASONS = 100
 _FOLDERS = 3
+# _z03, -Z3, z_03 and the like, in a file's name or its folder's.
+_PLANE = re.compile(r"(?<![a-z\d])z[_-]?\d+(?![a-z\d])", re.IGNORECASE)
+_NEEDED_FOR = {
+    "train": "there is nothing to train on",
+    "validation": "no training starts without it",
+    "calibration": "intervals cannot be fitted without it",
+}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -46,12 +54,28 @@ def quality_report(
         f"<p>From {escape(manifest.raw_prefix)}, {manifest.created:%Y-%m-%d %H:%M} UTC. "
         f"{len(manifest.sources)} images used, {len(quarantined)} quarantined.</p>",
         _counts(manifest),
-        _paragraphs([*left_out, *_warnings(manifest, quarantined)]),
+        _paragraphs([*left_out, *warnings_of(manifest, quarantined)]),
         _figure("In-focus planes", _curves(stacks)) if stacks else "",
         _figure("Examples: what the network sees, and its target", _examples(store, manifest)),
         _quarantine(quarantined),
     ]
     return f"<!doctype html><meta charset='utf-8'><title>Quality</title><style>{_STYLE}</style>" + "\n".join(parts)
+
+
+def said_of_loose_planes(manifest: DatasetManifest) -> str | None:
+    """Return a warning where images without a z axis are named like planes of one focal series."""
+    series: dict[str, list[str]] = {}
+    for source in manifest.sources:
+        if source.kind == "sharp" and _PLANE.search(source.source):
+            series.setdefault(_PLANE.sub("", source.source), []).append(source.source)
+    planes = [name for names in series.values() if len(names) > 1 for name in names]
+    if not planes:
+        return None
+    return (
+        f"{len(planes)} images are named like planes of focal series, such as {planes[0]} and {planes[1]}: each counts "
+        "as sharp, as a specimen of its own, and those out of focus teach networks to leave blur in. Save each series "
+        "as one TIFF with a Z axis, or keep its in-focus plane alone."
+    )
 
 
 def said_of_scattered(manifest: DatasetManifest) -> str | None:
@@ -84,16 +108,22 @@ def _counts(manifest: DatasetManifest) -> str:
     return "<table><tr>" + "".join(f"<th>{each}</th>" for each in head) + "</tr>" + "".join(rows) + "</table>"
 
 
-def _warnings(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource]) -> list[str]:
+def warnings_of(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSource]) -> list[str]:
+    """Return what a person should know before training on a version, one sentence or two for each thing."""
     said = []
-    for split in SPLITS:
-        if not manifest.rows(split):
-            said.append(f"The {split} split is empty: more specimens are needed before results can be trusted.")
+    for modality in sorted({source.modality for source in manifest.sources}):
+        if empty := [split for split in SPLITS if not manifest.rows(split, [modality])]:
+            said.append(
+                f"No {modality} tile is in {' or '.join(empty)}: {'; '.join(_NEEDED_FOR[split] for split in empty)}. "
+                "Specimens are dealt out by their names, a tenth each to validation and calibration: ingest more."
+            )
     assumed = sum(source.modality_assumed for source in manifest.sources)
     if assumed:
-        said.append(f"The modality of {assumed} images was assumed; an acquisition.yaml would say.")
-    if scattered := said_of_scattered(manifest):
-        said.append(scattered)
+        said.append(
+            f"The modality of {assumed} images was assumed (grey: fluorescence, colour: brightfield); an "
+            "acquisition.yaml beside them would say."
+        )
+    said += filter(None, [said_of_scattered(manifest), said_of_loose_planes(manifest)])
     saturated = [source for source in manifest.sources if source.saturated_share > 0.01]
     if saturated:
         said.append(f"{len(saturated)} images have more than 1% saturated pixels, such as {saturated[0].source}.")

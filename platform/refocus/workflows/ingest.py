@@ -11,7 +11,7 @@ from rich.table import Table
 from refocus.data.dataset import DatasetVersion, read_manifest, version_prefix
 from refocus.data.ingest import QUARANTINE, REPORT, adopt_plan, plan_digest, plan_ingest, run_units, seal
 from refocus.data.manifest import QuarantinedSource, Receipt
-from refocus.data.report import said_of_scattered
+from refocus.data.report import warnings_of
 from refocus.data.sidecar import Rule
 from refocus.data.splits import SPLITS
 from refocus.errors import ObjectMissing
@@ -73,16 +73,10 @@ def _print_summary(dataset: DatasetVersion, quarantined: list[QuarantinedSource]
                 f"(confidence {source.focus_confidence or 0:.2f}){said}"
             )
     console.print(f"  Quality report: {dataset.uri}/{REPORT}")
-    assumed = sum(source.modality_assumed for source in manifest.sources)
-    if assumed:
-        console.print(
-            f"  The modality of {assumed} images was assumed (grey: fluorescence, colour: brightfield); "
-            "an acquisition.yaml beside them would say."
-        )
-    if scattered := said_of_scattered(manifest):
-        console.print(f"  {scattered}", markup=False)
+    for said in warnings_of(manifest, quarantined):
+        console.print(f"  {said}")
     if quarantined:
         console.print(f"  {len(quarantined)} quarantined, listed in {dataset.uri}/{QUARANTINE}:")
         for reason, count in Counter(item.error for item in quarantined).most_common():
             example = next(item for item in quarantined if item.error == reason)
-            console.print(f"    {count} x {reason}, such as {example.source}: {example.reason}", markup=False)
+            console.print(f"    {count} x {reason}, such as {example}", markup=False)
