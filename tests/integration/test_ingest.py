@@ -168,6 +168,17 @@ def test_one_channel_that_cannot_be_used_does_not_spoil_the_others(store):
     assert "edge" in quarantine(store)["raw/stack.tif#c=1"]["reason"]
 
 
+def test_each_channel_is_of_its_own_modality_and_light(store):
+    both = np.stack([focal_series(best=4), focal_series(best=4)], axis=1)
+    channels = {"EmissionWavelength": [460, 600], "ContrastMethod": ["Fluorescence", "Brightfield"]}
+    store.put("raw/stack.ome.tif", tiff(both, ome=True, metadata={"axes": "ZCYX", "Channel": channels}))
+    dataset = ingest_here(store)
+    assert [source.modality for source in dataset.manifest.sources] == ["fluorescence", "brightfield"]
+    light = {tile.source: tile.wavelength_um for tile in dataset.tiles(split_of("stack"))}
+    # As float32, which tiles are stored in.
+    assert light == pytest.approx({"raw/stack.ome.tif#c=0": 0.46, "raw/stack.ome.tif#c=1": 0.6}, rel=1e-6)
+
+
 def test_a_reversed_stack_finds_the_same_plane(store):
     store.put("raw/stack.tif", tiff(focal_series(best=3)[::-1]))
     (source,) = ingest_here(store).manifest.sources

@@ -26,7 +26,6 @@ from refocus.io.ranged import RangedObject
 from refocus.io.store import ObjectStore
 from refocus.io.zarr import ZarrSource
 from refocus.model.normalisation import Normalisation, estimate
-from refocus.zstack import Modality
 
 Image = npt.NDArray[Any]
 
@@ -93,9 +92,6 @@ class _Reader:
         self.extraction = extraction
         self.rule = rule
         self.settings = settings
-        said = image.acquisition.modality
-        self.modality: Modality = said or ("brightfield" if "S" in image.axes else "fluorescence")
-        self.modality_assumed = said is None
 
     def tiles(self) -> Iterator[Tile]:
         """Tiles of every channel and time; one of several that cannot be used is quarantined by itself."""
@@ -145,7 +141,7 @@ class _Reader:
         cutter = _Cutter(self, series, estimate(thinned))
         pairing = Pairing(
             series, seen, self.settings, shows_nothing=cutter.shows_nothing, stays=cutter.stays,
-            may_clip=self.modality == "brightfield",
+            may_clip=series.modality == "brightfield",
         )  # fmt: skip
         kept = 0
         for pair in pairing.pairs():
@@ -166,7 +162,7 @@ class _Reader:
             in_focus_plane=seen.focus.position, focus_confidence=seen.focus.confidence,
             focus_at_edge=seen.focus.at_edge, focus_curve=tuple(float(value) for value in seen.focus.curve),
             in_focus_range=(min(pairing.positions), max(pairing.positions)),
-            tiles_at_edge=len(pairing.left_out.at_edge), tilt_deg=self._tilt_deg(seen),
+            tiles_at_edge=len(pairing.left_out.at_edge), tilt_deg=_tilt_deg(series, seen),
             largest_drift_px=pairing.largest_drift_px, largest_residual=pairing.largest_residual,
         )  # fmt: skip
 
@@ -219,12 +215,6 @@ class _Reader:
                 f"lie outside; their upper left corners (y, x): {some}{', ...' * bool(left.at_edge[_NAMED_TILES:])}",
             )  # fmt: skip
 
-    def _tilt_deg(self, seen: Survey) -> float | None:
-        said, tilt = self.image.acquisition, tilt_of(seen.tiles)
-        if tilt is None or said.z_step_um is None or said.pixel_size_um is None:
-            return None
-        return tilt.angle_deg(z_step_um=said.z_step_um, pixel_size_um=said.pixel_size_um)
-
     def _check_sharp(self, series: Series, grid: TileGrid) -> None:
         limit = self.rule.minimum_sharpness
         if limit is None:
@@ -257,8 +247,8 @@ class _Reader:
                 specimen=self.extraction.specimen,
                 split=self.extraction.split,
                 kind=kind,
-                modality=self.modality,
-                modality_assumed=self.modality_assumed,
+                modality=series.modality,
+                modality_assumed=series.modality_assumed,
                 shape=self.image.shape,
                 axes=self.image.axes,
                 saturated_share=float(np.mean(thinned >= top)),
@@ -271,7 +261,7 @@ class _Cutter:
     """What all tiles of one series share."""
 
     def __init__(self, reader: _Reader, series: Series, constants: Normalisation) -> None:
-        said = reader.image.acquisition
+        said = series.acquisition
         self._name = series.name
         self._constants = constants
         self._background_share = reader.settings.background_share
@@ -280,7 +270,7 @@ class _Cutter:
         self._shared: dict[str, Any] = {
             "source": series.name,
             "specimen": reader.extraction.specimen,
-            "modality": reader.modality,
+            "modality": series.modality,
             "offset": constants.offset,
             "scale": constants.scale,
             "pixel_size_um": said.pixel_size_um,
@@ -316,6 +306,13 @@ class _Cutter:
     def stays(self, window: Window) -> bool:
         """Whether this background tile is among the few that stay; the same ones on every run."""
         return hash_percent(f"{self._name}|{window.y_px}|{window.x_px}") < 100 * self._background_share
+
+
+def _tilt_deg(series: Series, seen: Survey) -> float | None:
+    said, tilt = series.acquisition, tilt_of(seen.tiles)
+    if tilt is None or said.z_step_um is None or said.pixel_size_um is None:
+        return None
+    return tilt.angle_deg(z_step_um=said.z_step_um, pixel_size_um=said.pixel_size_um)
 
 
 def sharpness(parts: Iterator[Image]) -> float:

@@ -13,6 +13,7 @@ from refocus.errors import UnsupportedImage
 from refocus.io.grid import Window
 from refocus.io.microscopy import ImageSource, check_finite
 from refocus.model.normalisation import MOST_SAMPLES
+from refocus.zstack import Modality
 
 Image = npt.NDArray[Any]
 
@@ -38,6 +39,10 @@ class Series:
     planes, height_px, width_px : int
     plane_bytes : int
         Of one plane in the dtype that tiles are stored in.
+    acquisition : Acquisition
+    modality : {'fluorescence', 'brightfield', 'phase_contrast'}
+    modality_assumed : bool
+        Whether neither the file nor an answer says it.
     """
 
     def __init__(self, image: ImageSource, name: str, *, t: int = 0, c: int = 0) -> None:
@@ -50,6 +55,9 @@ class Series:
         self.pixel_bytes = samples * self.dtype.itemsize
         self.plane_bytes = self.height_px * self.width_px * self.pixel_bytes
         self._image, self._t, self._c = image, t, c
+        said = self.acquisition = image.acquisition_of(c)
+        self.modality: Modality = said.modality or ("brightfield" if "S" in image.axes else "fluorescence")
+        self.modality_assumed = said.modality is None
         self._kept: dict[int, Image] | None = {} if self.planes * self.plane_bytes <= HELD_BYTES else None
 
     @property

@@ -30,7 +30,7 @@ class ImageSource(ABC):
         One length an axis.
     dtype : numpy.dtype
     acquisition : Acquisition
-        What the file says, completed by what the caller answered.
+        What the file says, completed by what the caller answered; of its first channel, where channels differ.
     """
 
     name: str
@@ -38,6 +38,10 @@ class ImageSource(ABC):
     shape: tuple[int, ...]
     dtype: np.dtype
     acquisition: Acquisition
+
+    def acquisition_of(self, c: int) -> Acquisition:
+        """What the file says of one channel, completed likewise: light and contrast are each channel's own."""
+        return self.acquisition
 
     @abstractmethod
     def plane(self, *, z: int = 0, c: int = 0, t: int = 0) -> npt.NDArray[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -53,7 +54,7 @@ class TiffSource(ImageSource):
             self._series = series = _only_series(self._tiff, name)
             self._check_complete()
             _check_readable(series, name)
-            said = _acquisition(self._tiff)
+            said = _acquisitions(self._tiff)
         except (InputError, StoreError):
             # A store that does not answer says nothing about the image.
             raise
@@ -66,7 +67,12 @@ class TiffSource(ImageSource):
         self.axes = "".join(axis for axis in AXES if axis in sizes)
         self.shape = tuple(sizes[axis] for axis in self.axes)
         self.dtype = series.dtype.newbyteorder("=")
-        self.acquisition = said.filled_from(answers)
+        self._channels = tuple(each.filled_from(answers) for each in said)
+        self.acquisition = self._channels[0]
+
+    def acquisition_of(self, c: int) -> Acquisition:
+        """What OME-XML says of one channel; the first one's where it does not tell them apart."""
+        return self._channels[c] if c < len(self._channels) else self.acquisition
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -238,9 +244,13 @@ def _meaning_of(series: tifffile.TiffPageSeries, answer: str | None, name: str) 
     return axes
 
 
-def _acquisition(tiff: tifffile.TiffFile) -> Acquisition:
+def _acquisitions(tiff: tifffile.TiffFile) -> tuple[Acquisition, ...]:
     if tiff.is_ome and tiff.ome_metadata:
-        return ome_acquisition(tiff.ome_metadata)
+        return ome_acquisitions(tiff.ome_metadata)
+    return (_acquisition_of_tags(tiff),)
+
+
+def _acquisition_of_tags(tiff: tifffile.TiffFile) -> Acquisition:
     pixel_size_um = _resolution_um(tiff)
     if tiff.is_imagej and tiff.imagej_metadata:
         said = tiff.imagej_metadata
@@ -255,35 +265,45 @@ def _acquisition(tiff: tifffile.TiffFile) -> Acquisition:
     return Acquisition(pixel_size_um=pixel_size_um)
 
 
-def ome_acquisition(xml: str) -> Acquisition:
-    """Read pixel size, z step, aperture, wavelength and contrast from OME-XML, in micrometres whatever its units."""
+def ome_acquisitions(xml: str) -> tuple[Acquisition, ...]:
+    """Read pixel size, z step, aperture, wavelength and contrast from OME-XML, in micrometres whatever its units.
+
+    One for each channel that it describes, but at least one.
+    """
     ome = tifffile.xml2dict(xml).get("OME", {})
     image = _first(ome.get("Image", {}))
     pixels = _first(image.get("Pixels", {}))
-    channel = _first(pixels.get("Channel", {}))
+    channels = pixels.get("Channel", {})
     objective = _first(_first(ome.get("Instrument", {})).get("Objective", {}))
 
     def length(value: Any, unit: Any, default: str) -> float | None:
         scale = UNITS_UM.get(str(unit or default))
         return abs(float(value)) * scale if value and scale else None
 
-    wavelength = channel.get("EmissionWavelength") or channel.get("ExcitationWavelength")
-    unit = channel.get("EmissionWavelengthUnit") or channel.get("ExcitationWavelengthUnit")
-    contrast = str(channel.get("ContrastMethod", ""))
-    return Acquisition(
-        modality=_CONTRAST.get(contrast),
+    of_all = Acquisition(
         pixel_size_um=length(pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit"), "µm"),
         z_step_um=length(pixels.get("PhysicalSizeZ"), pixels.get("PhysicalSizeZUnit"), "µm"),
         numerical_aperture=_positive(objective.get("LensNA")),
-        wavelength_um=length(wavelength, unit, "nm"),
         refractive_index=_positive(_first(image.get("ObjectiveSettings", {})).get("RefractiveIndex")),
     )
 
+    def with_light(channel: Mapping[str, Any]) -> Acquisition:
+        wavelength = channel.get("EmissionWavelength") or channel.get("ExcitationWavelength")
+        unit = channel.get("EmissionWavelengthUnit") or channel.get("ExcitationWavelengthUnit")
+        contrast = _CONTRAST.get(str(channel.get("ContrastMethod", "")))
+        return replace(of_all, modality=contrast, wavelength_um=length(wavelength, unit, "nm"))
+
+    return tuple(with_light(_first(channel)) for channel in _listed(channels)) or (of_all,)
+
 
 def _first(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        value = value[0] if value else {}
-    return value if isinstance(value, dict) else {}
+    first: Any = next(iter(_listed(value)), {})
+    return first if isinstance(first, dict) else {}
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """What occurs several times in XML is a list, what occurs once stands alone."""
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _positive(value: Any) -> float | None:

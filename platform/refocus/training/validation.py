@@ -172,11 +172,11 @@ def sharp_images_in(
                 if source.size("Z") > 1:
                     series.append(path)
                     continue
-                said, fields = source.acquisition.modality, list(_fields_of(source))
+                fields = list(_fields_of(source))
         except InputError as error:
             _log.warning("left out: %s", error)
             continue
-        for part, pixels in fields:
+        for part, said, pixels in fields:
             if modality_of is not None:
                 modality = modality_of(path, len(pixels))
             else:
@@ -191,13 +191,14 @@ def sharp_images_in(
     return found
 
 
-def _fields_of(source: ImageSource) -> Iterator[tuple[str, Image]]:
-    """Each channel at each time, [C, Y, X], after what its name is told apart by."""
+def _fields_of(source: ImageSource) -> Iterator[tuple[str, Modality | None, Image]]:
+    """Each channel at each time, [C, Y, X], after what its name is told apart by and what the file says it is."""
     for t, c in product(range(source.size("T")), range(source.size("C"))):
         parts = [f"{axis}={n}" for axis, n in (("t", t), ("c", c)) if source.size(axis.upper()) > 1]
         pixels = source.plane(t=t, c=c)
         yield (
             "#" + ",".join(parts) if parts else "",
+            source.acquisition_of(c).modality,
             np.moveaxis(pixels[..., :3], -1, 0) if pixels.ndim == 3 else pixels[None],
         )
 

@@ -11,7 +11,7 @@ import tifffile
 
 from refocus.errors import ConfigurationError, InputError, MetadataMissing, UnreadableImage, UnsupportedImage
 from refocus.io.microscopy import open_image
-from refocus.io.tiff import ome_acquisition
+from refocus.io.tiff import ome_acquisitions
 from refocus.zstack import Acquisition
 
 STACK = np.random.default_rng(0).integers(0, 60_000, (6, 40, 50), np.uint16)
@@ -121,16 +121,17 @@ def test_ome_lengths_without_a_unit_are_micrometres_and_in_reference_frames_unkn
     xml = (
         '<OME><Image><Pixels PhysicalSizeX="0.2" PhysicalSizeZ="3" PhysicalSizeZUnit="reference frame"/></Image></OME>'
     )
-    assert ome_acquisition(xml) == Acquisition(pixel_size_um=0.2)
+    assert ome_acquisitions(xml) == (Acquisition(pixel_size_um=0.2),)
 
 
-def test_ome_says_objective_medium_and_light():
+def test_ome_says_objective_medium_and_the_light_of_each_channel():
     xml = """<OME><Instrument ID="I"><Objective ID="O" LensNA="1.2"/></Instrument>
     <Image><ObjectiveSettings ID="O" RefractiveIndex="1.33"/><Pixels>
     <Channel EmissionWavelength="525" EmissionWavelengthUnit="nm" ContrastMethod="Fluorescence"/>
-    <Channel EmissionWavelength="610"/></Pixels></Image></OME>"""
-    assert ome_acquisition(xml) == Acquisition(
-        modality="fluorescence", numerical_aperture=1.2, wavelength_um=0.525, refractive_index=1.33
+    <Channel EmissionWavelength="610" ContrastMethod="Brightfield"/></Pixels></Image></OME>"""
+    assert ome_acquisitions(xml) == (
+        Acquisition(modality="fluorescence", numerical_aperture=1.2, wavelength_um=0.525, refractive_index=1.33),
+        Acquisition(modality="brightfield", numerical_aperture=1.2, wavelength_um=0.61, refractive_index=1.33),
     )
 
 
