@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--raw", default="raw/", help="folder of the raw images, or one of them (default: raw/)")
     parser.add_argument("--dataset", default="default", help="name of the dataset (default: default)")
     parser.add_argument("--version", help="version to make (default: named after its content)")
-    parser.add_argument("--axes", help="what axes mean that files do not name, such as ZYX; where no sidecar answers")
+    parser.add_argument("--axes", help="what axes mean, such as ZYX, of files with as many; where no sidecar answers")
     parser.add_argument("--modality", help="likewise")
     parser.add_argument("--pixel-size-um", type=float, help="likewise")
     parser.add_argument("--z-step-um", type=float, help="likewise")

@@ -179,6 +179,19 @@ def test_each_channel_is_of_its_own_modality_and_light(store):
     assert light == pytest.approx({"raw/stack.ome.tif#c=0": 0.46, "raw/stack.ome.tif#c=1": 0.6}, rel=1e-6)
 
 
+def test_an_answer_for_axes_is_for_files_with_as_many(store):
+    store.put("raw/unnamed.tif", tiff(focal_series(best=4), metadata=None))
+    store.put("raw/flat.tif", tiff(sharp_image()))
+    store.put("raw/named.tif", tiff(np.stack([focal_series(best=4)] * 2, axis=1), metadata={"axes": "ZCYX"}))
+    sources = ingest_here(store, fallback=Rule(axes="ZYX")).manifest.sources
+    found = {(source.source.removeprefix("raw/"), source.kind, source.axes) for source in sources}
+    assert found == {
+        ("unnamed.tif", "pair", "ZYX"), ("flat.tif", "sharp", "YX"), ("named.tif#c=0", "pair", "CZYX"),
+        ("named.tif#c=1", "pair", "CZYX"),
+    }  # fmt: skip
+    assert not quarantine(store)
+
+
 def test_a_reversed_stack_finds_the_same_plane(store):
     store.put("raw/stack.tif", tiff(focal_series(best=3)[::-1]))
     (source,) = ingest_here(store).manifest.sources

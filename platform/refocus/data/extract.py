@@ -17,7 +17,7 @@ from refocus.data.sidecar import Answers, Rule
 from refocus.data.splits import Split, hash_percent, split_of
 from refocus.data.survey import Survey, survey
 from refocus.data.tiles import Kind, Tile
-from refocus.errors import InputError, UnsupportedImage
+from refocus.errors import ConfigurationError, InputError, UnsupportedImage
 from refocus.focus.measures import DEFAULT_MEASURE
 from refocus.focus.plane import as_grey
 from refocus.io.grid import TileGrid, Window
@@ -76,12 +76,21 @@ def extract_source(
 
 
 def _opened(store: ObjectStore, source: SourceObject, rule: Rule) -> ImageSource:
+    try:
+        return _opened_with_axes(rule.axes, store, source, rule)
+    except ConfigurationError:
+        if rule.axes is None:
+            raise
+        # One answer for a whole folder, and this file has other axes: of it, what it says itself counts.
+        return _opened_with_axes(None, store, source, rule)
+
+
+def _opened_with_axes(axes: str | None, store: ObjectStore, source: SourceObject, rule: Rule) -> ImageSource:
+    name, answers = source.key, rule.acquisition()
     if source.kind == "zarr":
-        return ZarrSource(
-            (store, source.key), name=source.key, answers=rule.acquisition(), axes=rule.axes, etag=source.etag
-        )
+        return ZarrSource((store, source.key), name=name, answers=answers, axes=axes, etag=source.etag)
     file: Any = RangedObject(store, source.key, size_bytes=source.size_bytes, etag=source.etag)
-    return open_image(file, name=source.key, answers=rule.acquisition(), axes=rule.axes)
+    return open_image(file, name=name, answers=answers, axes=axes)
 
 
 class _Reader:

@@ -14,7 +14,8 @@ An ``acquisition.yaml`` anywhere under the raw prefix answers for the objects be
         ignore: true
 
 The first rule that matches wins; the nearest sidecar wins over those above it; what a file says
-itself always wins over a rule.
+itself wins over a rule. Only `axes` wins over files, which programs save with Z called T or C: it counts
+for those with as many axes, and says nothing of others.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class ZarrSource(ImageSource):
     answers : Acquisition or None
         Fills what the file leaves open.
     axes : str or None
-        What its axes mean, where the file does not say or says it wrongly; lengths are then unknown, too.
+        What its axes mean, where the file does not say or says it wrongly; lengths along those that it says wrongly
+        are then unknown, too.
     etag : str or None
         Of a store's image, as `etag_of_folder` gives it: it must be that one still.
 
@@ -113,7 +114,7 @@ class ZarrSource(ImageSource):
             path = str(image["datasets"][0]["path"])
             array = group[path]
             self._array: zarr.Array = array  # type: ignore[assignment]
-            file_axes, units = _axes_of(image, self._array.ndim, self.name) if axes is None else (axes, {})
+            file_axes, units = _axes_of(image, self._array.ndim, self.name, axes)
             scale = _scale_of(image, self._array.ndim)
         except (InputError, StoreError):
             raise
@@ -236,7 +237,13 @@ def _only_image(group: zarr.Group, name: str) -> tuple[Mapping[str, Any], zarr.G
     return images[0], group
 
 
-def _axes_of(image: Mapping[str, Any], ndim: int, name: str) -> tuple[str, dict[str, str]]:
+def _axes_of(image: Mapping[str, Any], ndim: int, name: str, answer: str | None) -> tuple[str, dict[str, str]]:
+    if answer is not None:
+        try:
+            said, units = _axes_of(image, ndim, name, None)
+        except InputError:
+            return answer, {}
+        return answer, {letter: units[letter] for letter, same in zip(answer, said, strict=False) if letter == same}
     if "axes" not in image:
         raise MetadataMissing(
             f"{name} does not say what its {ndim} axes mean (OME-Zarr before 0.3); answer with axes, such as "

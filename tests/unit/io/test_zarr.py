@@ -136,6 +136,12 @@ def test_an_image_that_does_not_name_its_axes_asks_for_them(tmp_path):
         open_image(folder, axes="TCZYX")
 
 
+@pytest.mark.parametrize(("answer", "z_step_um"), [("ZYX", 0.5), ("TYX", None)])
+def test_an_answer_leaves_lengths_along_the_axes_that_it_confirms(tmp_path, answer, z_step_um):
+    folder = ome_zarr(tmp_path / "a.zarr", STACK, "ZYX", version="0.5", scale=[0.5, 0.25, 0.25])
+    assert open_image(folder, axes=answer).acquisition == Acquisition(pixel_size_um=0.25, z_step_um=z_step_um)
+
+
 def test_an_axis_that_is_none_of_ours_is_named(tmp_path):
     folder = ome_zarr(tmp_path / "a.zarr", STACK, "ZYX", version="0.4")
     group = zarr.open_group(folder, mode="r+")
