@@ -54,7 +54,7 @@ def list_models() -> None:
 @app.command()
 def show(model: Model, version: Reference = "champion") -> None:
     """Show a version: its record, its card and the events that moved its aliases."""
-    catalog, out = _catalog(), console()
+    catalog, out = _catalog(model), console()
     digest = catalog.resolve(model, version)
     record = catalog.version(model, digest)
     out.print_json(record.model_dump_json())
@@ -74,7 +74,7 @@ def diff(model: Model, first: Reference = "champion", second: Reference = "chall
 
     from refocus.model.evaluation import MORE_IS_BETTER
 
-    catalog = _catalog()
+    catalog = _catalog(model)
     packages = [catalog.load(model, catalog.resolve(model, reference)) for reference in (first, second)]
     table = Table("", *(package.digest[:12] for package in packages))
     configs = [package.config.model_dump(mode="json") for package in packages]
@@ -103,7 +103,7 @@ def promote(
     from refocus.registry.gates import GatePolicy
     from refocus.registry.promotion import promote as promote_package
 
-    catalog = _catalog()
+    catalog = _catalog(model)
     package = catalog.load(model, catalog.resolve(model, version))
     promotion = promote_package(
         catalog, package, why=reason, model=model, policy=GatePolicy.load(policy), alias=_alias(alias), force=force
@@ -121,7 +121,7 @@ def rollback(
     """Move an alias back: one write, no gate."""
     from refocus.registry.promotion import rollback as roll_back
 
-    moved = roll_back(_catalog(), model, why=reason, to=to, alias=_alias(alias))
+    moved = roll_back(_catalog(model), model, why=reason, to=to, alias=_alias(alias))
     console().print(f"{alias} of {model} is {moved.digest[:12]} again.")
 
 
@@ -130,7 +130,7 @@ def verify(model: Annotated[str | None, typer.Argument(help="Name of the model; 
     """Read every version and check it against its digest."""
     from refocus.errors import ModelCorrupt
 
-    catalog = _catalog()
+    catalog = _catalog(model)
     names = [model] if model else catalog.models()
     problems = {f"{name} {digest[:12]}": said for name in names for digest, said in catalog.verify(name).items()}
     if problems:
@@ -141,12 +141,12 @@ def verify(model: Annotated[str | None, typer.Argument(help="Name of the model; 
 @app.command()
 def gc(
     model: Model,
-    keep_events: Annotated[int, typer.Option(help="Versions that the last so many events name stay.")] = 20,
+    keep_events: Annotated[int, typer.Option(min=0, help="Versions that the last so many events name stay.")] = 20,
     dry_run: Annotated[bool, typer.Option(help="Say what would go, and delete nothing.")] = False,
 ) -> None:
-    """Delete versions that neither an alias nor the last events name."""
+    """Delete versions of a day or more that neither an alias nor the last events name."""
     removed = 0
-    for record in _catalog().collect(model, keep_events=keep_events, dry_run=dry_run):
+    for record in _catalog(model).collect(model, keep_events=keep_events, dry_run=dry_run):
         removed += 1
         console().print(f"{'would delete' if dry_run else 'deleted'} {record.digest[:12]} of {record.created:%Y-%m-%d}")
     console().print(f"{removed} versions{' would be' if dry_run else ''} deleted.")
@@ -160,9 +160,13 @@ def _alias(name: str) -> Literal["champion", "challenger"]:
     return "champion" if name == "champion" else "challenger"
 
 
-def _catalog() -> Catalog:
+def _catalog(model: str | None = None) -> Catalog:
+    """Open the registry, in which there must be `model`."""
     from refocus.io.settings import StoreSettings
     from refocus.io.store import ObjectStore
     from refocus.registry.catalog import Catalog
 
-    return Catalog(ObjectStore(StoreSettings.from_environment()))
+    catalog = Catalog(ObjectStore(StoreSettings.from_environment()))
+    if model is not None:
+        catalog.check_model(model)
+    return catalog

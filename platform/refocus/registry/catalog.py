@@ -76,6 +76,16 @@ class Catalog:
         """Names of all models, sorted."""
         return sorted({entry.key.split("/")[1] for entry in self.store.list("registry/") if entry.key.count("/") >= 2})
 
+    def check_model(self, model: str) -> None:
+        """Raise `ModelMissing`, with the names that are there, if nothing was ever published as `model`."""
+        folder = f"registry/{checked_model_name(model)}/"
+        if next(self.store.list(folder), None) is None:
+            there = ", ".join(self.models()) or "none yet"
+            raise ModelMissing(
+                f"there is no model {model!r} in {self.store.uri('registry')}; there is: {there}. Bundled models are "
+                "no part of it; jobs/promote.py publishes what was trained."
+            )
+
     def publish(self, package: ModelPackage, *, model: str | None = None, who: str | None = None) -> VersionRecord:
         """Write a version, or find it there: the same digest is the same version.
 

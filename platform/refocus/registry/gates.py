@@ -64,14 +64,13 @@ class GatePolicy(BaseModel):
         ------
         ConfigurationError
         """
-        shipped = Path(__file__).parent / "policies" / f"{policy}.yaml"
-        path = shipped if shipped.is_file() else Path(policy)
+        shipped = {path.stem: path for path in sorted((Path(__file__).parent / "policies").glob("*.yaml"))}
+        path = shipped.get(str(policy), Path(policy))
         try:
             return cls.model_validate(yaml.safe_load(path.read_text()) or {})
         except FileNotFoundError:
-            names = ", ".join(sorted(each.stem for each in shipped.parent.glob("*.yaml")))
             raise ConfigurationError(
-                f"there is no gate policy {policy}; expected a YAML file or one of {names}."
+                f"there is no gate policy {policy}; expected a YAML file or one of {', '.join(shipped)}."
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"the gate policy {path} is no YAML: {' '.join(str(error).split())}.") from error

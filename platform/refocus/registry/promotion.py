@@ -161,8 +161,10 @@ def rollback(
     moves = [event for event in catalog.events(model, alias) if event.from_digest != event.to_digest]
     target = _before(seen[0].digest, moves) if to is None else _once_named(catalog.resolve(model, to), seen[0], moves)
     if target is None:
+        named = ", ".join(each[:12] for each in _others_named(seen[0].digest, moves))
         raise ModelMissing(
-            f"{alias} of {model!r} has only ever been {seen[0].digest[:12]}; there is nothing before it."
+            f"{alias} of {model!r} is {seen[0].digest[:12]}, and there is nothing before it"
+            + (f"; it has been {named} since, which --to names." if named else ".")
         )
     return catalog.move(model, alias, target, seen=seen, kind="rollback", why=why, who=who)
 
@@ -178,7 +180,7 @@ def _once_named(digest: str, now: Alias, moves: Sequence[Event]) -> str:
     model, alias = now.event.model, now.event.alias
     if digest == now.digest:
         raise ConfigurationError(f"{alias} of {model!r} is {digest[:12]} already; name the version to go back to.")
-    before = dict.fromkeys(event.to_digest for event in reversed(moves) if event.to_digest != now.digest)
+    before = _others_named(now.digest, moves)
     if digest not in before:
         there = ", ".join(each[:12] for each in before) or "no other"
         raise ModelMissing(
@@ -186,6 +188,11 @@ def _once_named(digest: str, now: Alias, moves: Sequence[Event]) -> str:
             "A version that no gate has seen is promoted, not gone back to ('refocus models promote')."
         )
     return digest
+
+
+def _others_named(digest: str, moves: Sequence[Event]) -> list[str]:
+    """The other versions that an alias has named, the last first."""
+    return list(dict.fromkeys(event.to_digest for event in reversed(moves) if event.to_digest != digest))
 
 
 def seen_alias(catalog: Catalog, model: str, alias: AliasName) -> tuple[Alias, str] | None:

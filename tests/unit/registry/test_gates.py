@@ -146,5 +146,6 @@ def test_shipped_policies_load_and_misspelt_ones_do_not(tmp_path):
     (tmp_path / "policy.yaml").write_text("metrik: psnr_db\n")
     with pytest.raises(ConfigurationError, match="metrik"):
         GatePolicy.load(tmp_path / "policy.yaml")
-    with pytest.raises(ConfigurationError, match="default, quickstart"):
-        GatePolicy.load("nowhere")
+    for missing in ("nowhere", tmp_path / "nowhere.yaml"):
+        with pytest.raises(ConfigurationError, match="default, quickstart"):
+            GatePolicy.load(missing)

@@ -113,7 +113,9 @@ def test_rolling_back_returns_to_the_version_before(catalog):
     assert rollback(catalog, "tiny", why="seams").digest == digests[1]
     # Again: not forward to what was just left, but further back.
     assert rollback(catalog, "tiny", why="still seams").digest == digests[0]
-    with pytest.raises(ModelMissing, match="nothing before it"):
+    with pytest.raises(
+        ModelMissing, match=f"nothing before it; it has been {digests[1][:12]}, {digests[2][:12]} since"
+    ):
         rollback(catalog, "tiny", why="and again")
     assert rollback(catalog, "tiny", why="it was the lamp", to=digests[2]).digest == digests[2]
     assert [event.kind for event in catalog.events("tiny")] == ["promote"] * 3 + ["rollback"] * 3
