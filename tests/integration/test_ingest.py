@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from refocus.data.dataset import DatasetVersion, version_prefix
-from refocus.data.ingest import QUARANTINE, REPORT, adopt_plan, ingest_unit, plan_digest, plan_ingest, seal
+from refocus.data.ingest import QUARANTINE, REPORT, adopt_plan, ingest_unit, plan_digest, plan_ingest, run_units, seal
 from refocus.data.sidecar import Rule
 from refocus.data.splits import split_of
 from refocus.errors import (
@@ -19,6 +19,7 @@ from refocus.errors import (
     DatasetIncomplete,
     DatasetMissing,
     ObjectChanged,
+    ObjectMissing,
     StoreAccessDenied,
 )
 from refocus.io.store import ObjectStore
@@ -232,6 +233,15 @@ def test_the_quality_report_shows_what_was_used_and_what_was_not(store):
     assert "raw/text.tif" in page
     assert page.count("data:image/png;base64,") == 2
     assert "No fluorescence tile is in validation or calibration" in page
+
+
+@pytest.mark.ray
+def test_what_the_store_says_to_a_worker_is_the_error_of_the_ingest(store, ray_session):
+    store.put("raw/a.tif", tiff(sharp_image()))
+    plan = adopt_plan(store, "cells", "v1", plan_ingest(store, "raw/"))
+    store.delete("raw/a.tif")
+    with pytest.raises(ObjectMissing, match=r"^s3://\S+/raw/a\.tif at \S+: there is no such object\.$"):
+        run_units(store, version_prefix("cells", "v1"), plan)
 
 
 @pytest.mark.parametrize("version", [2, 3])

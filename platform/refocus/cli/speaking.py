@@ -13,10 +13,13 @@ from refocus.errors import RefocusError
 if TYPE_CHECKING:
     from rich.console import Console
 
+# What shells report of a process that SIGINT ended.
+_INTERRUPTED = 130
+
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn errors raised on purpose, and those of files and networks, into one message and their exit status.
+    """Turn errors raised on purpose, those of files and networks, and Ctrl-C into one message and an exit status.
 
     REFOCUS_TRACEBACK=1 shows all.
     """
@@ -28,6 +31,10 @@ def clear_errors() -> Iterator[None]:
         sys.stdout.flush()
         print(f"{type(error).__name__}: {_said_by(error)}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_status if isinstance(error, RefocusError) else 1) from None
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        print("Interrupted.", file=sys.stderr, flush=True)
+        raise SystemExit(_INTERRUPTED) from None
 
 
 def _said_by(error: RefocusError | OSError) -> str:

@@ -203,10 +203,16 @@ def _manifests(store: ObjectStore, name: str) -> Iterator[DatasetManifest]:
             yield read_manifest(store, entry.key.removesuffix(MANIFEST))
 
 
+def _complete_names(store: ObjectStore) -> list[str]:
+    keys = (entry.key.split("/") for entry in store.list(DATASETS + "/"))
+    return sorted({parts[1] for parts in keys if len(parts) == 4 and parts[3] == MANIFEST})
+
+
 def _newest(store: ObjectStore, name: str) -> DatasetManifest:
     complete = sorted(_manifests(store, name), key=lambda m: m.created)
     if not complete:
         raise DatasetMissing(
-            f"there is no complete version of dataset {name!r} in {store.uri(DATASETS)}; run jobs/ingest.py first."
+            f"there is no complete version of dataset {name!r} in {store.uri(DATASETS)}; there is: "
+            f"{', '.join(_complete_names(store)) or 'none yet'}. jobs/ingest.py makes one."
         )
     return complete[-1]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from refocus import errors
 from refocus.data.dataset import MANIFEST, PLAN, DatasetVersion, read_manifest, version_prefix
 from refocus.data.extract import extract_source
 from refocus.data.manifest import (
@@ -167,7 +168,13 @@ def ingest_unit(store: ObjectStore, prefix: str, plan: IngestPlan, unit: WorkUni
 
 
 def run_units(store: ObjectStore, prefix: str, plan: IngestPlan, *, progress: Progress | None = None) -> list[Receipt]:
-    """Do all units of the plan that have no receipt yet, spread over the Ray cluster."""
+    """Do all units of the plan that have no receipt yet, spread over the Ray cluster.
+
+    Raises
+    ------
+    StoreError
+        If a unit could not reach its images, or found them changed; units that are done stay so.
+    """
     import ray.data
 
     done = dict(_receipts(store, prefix))
@@ -185,6 +192,8 @@ def run_units(store: ObjectStore, prefix: str, plan: IngestPlan, *, progress: Pr
     task: Any = _ingest_row
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map(task, fn_kwargs=shared)
     for row in rows.iter_rows():
+        if row["error"]:
+            raise getattr(errors, row["error"])(row["said"])
         receipt = Receipt.model_validate_json(row["receipt"])
         done[receipt.unit] = receipt
         if progress is not None:
@@ -223,7 +232,12 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
 
 def _ingest_row(row: dict[str, Any], *, settings: StoreSettings, prefix: str, plan: IngestPlan) -> dict[str, Any]:
     unit = WorkUnit.model_validate_json(row["unit"])
-    return {"receipt": ingest_unit(ObjectStore(settings), prefix, plan, unit).model_dump_json()}
+    try:
+        receipt = ingest_unit(ObjectStore(settings), prefix, plan, unit).model_dump_json()
+    except errors.RefocusError as error:
+        # Raised here, it would arrive as a page of text, in an exception of Ray's.
+        return {"receipt": "", "error": type(error).__name__, "said": str(error)}
+    return {"receipt": receipt, "error": "", "said": ""}
 
 
 def _answers(sidecars: dict[str, str], fallback: Rule | None) -> Answers:

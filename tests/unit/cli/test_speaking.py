@@ -14,6 +14,7 @@ from refocus.errors import ConfigurationError, PromotionRefused
     (FileNotFoundError(2, "No such file or directory", "a/b.png"), 1,
      "FileNotFoundError: a/b.png: No such file or directory.\n"),
     (OSError("the disk is gone"), 1, "OSError: the disk is gone\n"),
+    (KeyboardInterrupt(), 130, "Interrupted.\n"),
 ])  # fmt: skip
 def test_an_error_is_one_line_and_an_exit_status(error, status, said, capsys, monkeypatch):
     monkeypatch.delenv("REFOCUS_TRACEBACK", raising=False)

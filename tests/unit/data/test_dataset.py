@@ -11,6 +11,7 @@ from refocus.data.dataset import DatasetVersion
 from refocus.data.manifest import DatasetManifest, IngestSettings, Shard
 from refocus.data.shards import encode_shard
 from refocus.data.tiles import Tile
+from refocus.errors import DatasetMissing
 
 PLANES = range(-3, 4)
 
@@ -42,6 +43,15 @@ def version(store) -> DatasetVersion:
         settings=IngestSettings(), sources=(), quarantined=0,
     )  # fmt: skip
     return DatasetVersion(store, manifest)
+
+
+def test_a_name_that_no_dataset_has_is_answered_with_those_that_there_are(version):
+    version.store.put("datasets/begun/v1/plan.json", b"{}")
+    with pytest.raises(DatasetMissing, match="there is: none yet"):
+        DatasetVersion.open(version.store, "plaets")
+    version.store.put("datasets/plates/v1/manifest.json", version.manifest.model_dump_json().encode())
+    with pytest.raises(DatasetMissing, match=r"'plaets' .* there is: plates"):
+        DatasetVersion.open(version.store, "plaets")
 
 
 def test_a_draw_is_of_all_specimens_and_depths_where_the_first_tiles_are_of_one(version):
