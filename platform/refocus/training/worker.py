@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -149,7 +150,7 @@ class _Worker:
         self.device_meter.sample()
         self.gauges.set({"step": step.step, "loss": interval.mean_loss, "gradient_norm": step.gradient_norm})
         if self.rank == 0:
-            print(progress_line(step, self.config.steps, interval, self.history, self.world_size), flush=True)
+            _say(progress_line(step, self.config.steps, interval, self.history, self.world_size))
 
     def _is_preempted(self, step: StepMetrics) -> bool:
         # All ranks ask together, at steps that rank 0 spaces by time: each answer costs a round trip.
@@ -159,7 +160,7 @@ class _Worker:
             return False
         self.preemption_seen = True
         if self.rank == 0:
-            print(f"step {step.step}: nodes are about to go; writing a checkpoint", flush=True)
+            _say(f"step {step.step}: nodes are about to go; writing a checkpoint")
         return True
 
     def _report(self, step: StepMetrics) -> None:
@@ -227,7 +228,7 @@ class _Worker:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             self.checkpoints_missed += 1
-            print(f"WARNING: no checkpoint at step {self.trainer.step}: {error}; training goes on", flush=True)
+            _say(f"WARNING: no checkpoint at step {self.trainer.step}: {error}; training goes on")
             return None
         self.checkpoints_missed = 0
         return Checkpoint.from_directory(str(folder))
@@ -239,7 +240,7 @@ class _Worker:
             for name, value in entry.items()
             if name.startswith("validation_") and name != "validation_s"
         )
-        print(f"report at step {entry['step']}: {measured}", flush=True)
+        _say(f"report at step {entry['step']}: {measured}")
         while self.writing and self.writing[0].done():
             self.writing.popleft().result()
         self.writing.append(self.secretary.submit(self._write_record, list(self.history), self._examples()))
@@ -293,7 +294,7 @@ class _Worker:
         self.position.load_state_dict(state["position"])
         self.history = state["history"]
         if self.rank == 0:
-            print(f"resumed at step {self.trainer.step} of {self.config.steps}", flush=True)
+            _say(f"resumed at step {self.trainer.step} of {self.config.steps}")
 
     def _stop_without_progress(self, step: int) -> None:
         starts = 0
@@ -320,3 +321,8 @@ class _Worker:
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(values, src=0, device=self.trainer.device)
         return values[0]
+
+
+def _say(text: str) -> None:
+    # Past `print` as Ray Train replaces it on workers: that one says it twice, once by a logger.
+    print(text, file=sys.__stdout__, flush=True)
