@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import fft
 
 from refocus.errors import InputError
+from refocus.io.microscopy import check_finite
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
 from refocus.zstack import Modality
@@ -85,6 +86,11 @@ class SharpImage:
         What is kept together when splitting and bootstrapping.
     modality : {'fluorescence', 'brightfield', 'phase_contrast'}
     source : str
+
+    Raises
+    ------
+    InputError
+        If the pixels are of another shape, not finite, or all the same: that is no truth to measure with.
     """
 
     pixels: Image
@@ -97,6 +103,9 @@ class SharpImage:
             raise InputError(
                 f"{self.source or self.specimen} has shape {self.pixels.shape}; expected [C, Y, X] of 32 px and more."
             )
+        check_finite(self.pixels, self.source or self.specimen)
+        if self.pixels.min() == self.pixels.max():
+            raise InputError(f"{self.source or self.specimen} is constant; it says nothing.")
 
     @property
     def holds_a_field(self) -> bool:

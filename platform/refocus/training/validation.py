@@ -150,7 +150,7 @@ def sharp_images_in(
     """Read the sharp images of a folder that belong to a split, by the rule that ingest follows.
 
     Each channel and time is an image of its own. Focal series are left out, and a warning says how many; another names
-    each file that cannot be read.
+    each file that cannot be read, and each image that is too small, constant or not finite.
 
     Parameters
     ----------
@@ -181,7 +181,10 @@ def sharp_images_in(
                 modality = modality_of(path, len(pixels))
             else:
                 modality = said or ("brightfield" if len(pixels) == 3 else "fluorescence")
-            found.append(SharpImage(pixels, specimen, modality, path.relative_to(folder).as_posix() + part))
+            try:
+                found.append(SharpImage(pixels, specimen, modality, path.relative_to(folder).as_posix() + part))
+            except InputError as error:
+                _log.warning("left out: %s", error)
     if series:
         _log.warning(
             "%d files of %s hold several z-planes and are left out, such as %s: a focal series is no sharp image. "

@@ -36,9 +36,10 @@ from refocus.training.trust import (
 )
 from refocus.training.validation import QUICK, calibrated_on_split, evenly, report_on_split, sharp_images_in
 from refocus.wire.files import check_target, naming, write_whole
-from refocus.zstack import MODALITIES, ZStack
+from refocus.zstack import MODALITIES, Modality, ZStack
 
 EXAMPLES = 3
+_LEAST_SIDE_PX = 96
 CALIBRATION_IMAGES = 80
 #: Of fluorescence and of brightfield: enough for the gate's 231 weights, minutes on one core.
 GATE_IMAGES = (130, 40)
@@ -306,9 +307,9 @@ def _from_folders(
 ) -> tuple[list[SharpImage], list[MeasuredPlane]]:
     modalities = {p.config.modality for p in packages}
     sharp = sharp_images_in(options.images, options.split) if options.images is not None else []
-    sharp = [i for i in sharp if (not modalities or i.modality in modalities) and min(i.pixels.shape[1:]) >= 96]
+    sharp = _of_use(sharp, modalities, SMALLEST_FIELD_PX if options.scope == "wide" else _LEAST_SIDE_PX, console)
     if options.scope == "wide":
-        kept = [i for i in sharp if i.holds_a_field]
+        kept = sharp
     else:
         # Modality by modality, so that one model and all of them meet the same images.
         kept = [i for name in MODALITIES for i in evenly([i for i in sharp if i.modality == name], options.most)]
@@ -326,6 +327,19 @@ def _from_folders(
                 raise
             console.print(f"  left out: {error}", markup=False)
     return kept, planes
+
+
+def _of_use(sharp: list[SharpImage], modalities: set[Modality], least_px: int, console: Console) -> list[SharpImage]:
+    """Leave out what none of the models is for, and what is too small, and say so."""
+    kept = [image for image in sharp if not modalities or image.modality in modalities]
+    large = [image for image in kept if min(image.pixels.shape[1:]) >= least_px]
+    for number, why in (
+        (len(sharp) - len(kept), f"not {' or '.join(sorted(modalities))}, which is what the models are for"),
+        (len(kept) - len(large), f"smaller than {least_px} px"),
+    ):
+        if number:
+            console.print(f"  left out: {number} image{'s' if number > 1 else ''}: {why}")
+    return large
 
 
 def _series(path: Path) -> ZStack:

@@ -34,9 +34,9 @@ def test_in_focus_scene_is_the_truth_with_the_camera_noise():
 
 
 def test_light_is_conserved_at_every_depth():
-    bright = SharpImage(np.full((1, 300, 300), 100, np.uint8), "flat", "fluorescence")
-    bright.pixels[0, 150, 150] = 101
-    for scene in scenes_of([bright], SceneSettings(photons=(100000,))):
+    flat = np.full((1, 300, 300), 100, np.uint8)
+    flat[0, 150, 150] = 101
+    for scene in scenes_of([SharpImage(flat, "flat", "fluorescence")], SceneSettings(photons=(100000,))):
         # Noise of the mean over 220^2 pixels is below 0.01%; kernels are cut at a hundredth of their width.
         assert scene.image.mean() == pytest.approx(100, rel=5e-4)
 
@@ -119,6 +119,7 @@ def test_images_of_another_shape_are_refused(pixels):
         SharpImage(pixels, "s", "fluorescence")
 
 
-def test_a_constant_image_is_refused():
-    with pytest.raises(InputError, match="constant"):
-        next(scenes_of([SharpImage(np.ones((1, 64, 64)), "s", "fluorescence")], SceneSettings()))
+@pytest.mark.parametrize(("value", "said"), [(1.0, "constant"), (np.nan, "4096 pixels of 4096 that are NaN")])
+def test_an_image_that_shows_nothing_is_refused(value, said):
+    with pytest.raises(InputError, match=said):
+        SharpImage(np.full((1, 64, 64), value), "s", "fluorescence")

@@ -137,6 +137,17 @@ def test_a_folder_is_split_as_ingest_splits_it(folder):
     assert len(sharp_images_in(folder, None)) == len(list(folder.iterdir()))
 
 
+def test_an_image_that_is_no_truth_is_left_out_and_named(tmp_path, picture, caplog):
+    for name, pixels in {"sound": picture, "black": np.zeros_like(picture), "icon": picture[:16, :16]}.items():
+        (tmp_path / f"{name}.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+    assert [image.source for image in sharp_images_in(tmp_path, None)] == ["sound.png"]
+    said = [record.message for record in caplog.records]
+    assert said == [
+        "left out: black.png is constant; it says nothing.",
+        "left out: icon.png has shape (1, 16, 16); expected [C, Y, X] of 32 px and more.",
+    ]
+
+
 def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path, picture, caplog):
     (tmp_path / "sound.png").write_bytes(imagecodecs.png_encode(picture))
     (tmp_path / "broken.png").write_bytes(imagecodecs.png_encode(picture)[:999])

@@ -156,6 +156,22 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(folder, series, 
         evaluate_and_write(EvaluationOptions((package,), tmp_path, images=empty), Console(quiet=True))
 
 
+def test_images_of_another_kind_and_small_ones_are_left_out_and_counted(tmp_path):
+    package, images, said = saved(tmp_path / "p"), tmp_path / "images", io.StringIO()
+    images.mkdir()
+    tifffile.imwrite(images / "sound.tif", data.camera()[100:300, 100:300])
+    tifffile.imwrite(images / "small.tif", data.camera()[100:180, 100:180])
+    tifffile.imwrite(images / "colour.tif", data.astronaut()[100:300, 100:300], photometric="rgb")
+    options = EvaluationOptions((package,), tmp_path / "out", images=images, split=None, scope="quick")
+    report = evaluate_and_write(options, Console(file=said, width=300))
+    assert {m.specimen for m in report.select()} == {"sound"}
+    left_out = [line for line in said.getvalue().splitlines() if line.startswith("  left out: ")]
+    assert left_out == [
+        "  left out: 1 image: not fluorescence, which is what the models are for",
+        "  left out: 1 image: smaller than 96 px",
+    ]
+
+
 def test_a_series_that_is_none_is_left_out_of_a_folder_and_refused_alone(series, tmp_path):
     package, folder, said = saved(tmp_path / "p"), tmp_path / "stacks", io.StringIO()
     folder.mkdir()
