@@ -28,9 +28,9 @@ _NEAR_PX, _FAR_PX, _COMPLETE = 2, 4, 0.8
 _LEAST_SHARE, _LEAST_DIFFERENCES = 0.02, 4.0
 #: So many of a level's edges must tell; levels with the most are judged.
 _LEAST_EDGES, _MOST_LEVELS = 16, 8
-#: A spike lies as far beyond its neighbours as this times their range, which a point of light never does; fewer of
-#: them in a plane are noise.
-_SPIKE, _LEAST_SPIKES = 6.0, 4
+#: A spike lies as far beyond its neighbours as this times their range, which a point of light never does, and this
+#: times a telling step, which noise on clipped ground never does; so few of them in a plane may be chance.
+_SPIKE, _SPIKE_STEPS, _LEAST_SPIKES = 6.0, 3.0, 4
 #: So near to blank pixels others may be mixed with them.
 _MIXED_PX = 2
 #: What tells of a pixel lies within this distance.
@@ -50,7 +50,7 @@ class Blanks:
     spikes : int
         Hot and dead pixels.
     telling_step : float
-        By how much a spike stands out at least, in the plane's units.
+        By how much pixels must differ to tell anything, in the plane's units.
     """
 
     levels: Pixels
@@ -129,7 +129,7 @@ def flat(block: Pixels) -> Mask:
 
 
 def spikes(block: Pixels, step: float) -> Mask:
-    """Single pixels of [C, Y, X] that stand out by a step from all eight neighbours, and from their range, [Y, X]."""
+    """Single pixels of [C, Y, X] that stand out from all eight neighbours by far more than these differ, [Y, X]."""
     mask = np.zeros(block.shape[1:], bool)
     if min(mask.shape) < 3:
         return mask
@@ -137,7 +137,7 @@ def spikes(block: Pixels, step: float) -> Mask:
     highest, lowest = (_of_neighbours(values, of_two) for of_two in (np.maximum, np.minimum))
     inner = values[:, 1:-1, 1:-1]
     beyond = np.maximum(inner - highest, lowest - inner)
-    mask[1:-1, 1:-1] = (beyond > np.maximum(_SPIKE * (highest - lowest), step)).any(0)
+    mask[1:-1, 1:-1] = (beyond > np.maximum(_SPIKE * (highest - lowest), _SPIKE_STEPS * step)).any(0)
     return mask
 
 
