@@ -133,7 +133,7 @@ def told(source: Path, target: Path | str, **options: Any) -> str:
 
 def test_the_model_that_was_chosen_is_named_and_for_colour_how_to_choose_another(tmp_path: Path) -> None:
     source = tmp_path / "[red]section.tif"
-    tifffile.imwrite(source, np.stack([sharp_image(n, 72) >> 8 for n in range(3)], -1).astype(np.uint8))
+    tifffile.imwrite(source, np.stack([255 - (sharp_image(n, 72) >> 8) for n in range(3)], -1).astype(np.uint8))
     digest = ModelPackage.bundled("brightfield").digest[:12]
     said = told(source, tmp_path / "[bold]out.tif")
     written = f"{tmp_path}/[bold]out.tif written (model brightfield {digest}; --modality fluorescence to change"
