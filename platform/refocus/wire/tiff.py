@@ -73,6 +73,8 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "photometric": first.photometric if first.photometric in _GREY else 1,
             "extra_samples": first.extra_samples,
             "charset": charset,
+            "tile_px": first.tile_px,
+            "reductions": first.reductions,
         },
     )
 
@@ -199,14 +201,20 @@ def encode_tiff(image: WireImage, provenance: Provenance | None) -> bytes:
         planes = np.concatenate([color, image.alpha[..., None]], axis=3)
         extra = {"extrasamples": [int(kind) for kind in options.get("extra_samples", ())][:1] or [2]}
     description = described(image.description, provenance)
+    reductions = options.get("reductions", ())
+    laid_out: dict[str, Any] = {
+        "photometric": "rgb" if image.is_color else int(options.get("photometric", 1)),
+        "planarconfig": "contig" if planes.ndim == 4 else None,
+        "compression": None if compression == "none" else compression,
+        "predictor": bool(options.get("predictor")) and compression != "none",
+        "tile": _tile(options.get("tile_px")),
+        **extra,
+    }
     sink = io.BytesIO()
     with tifffile.TiffWriter(sink, bigtiff=bool(options.get("bigtiff")), byteorder=byteorder) as file:
         file.write(
             planes,
-            photometric="rgb" if image.is_color else int(options.get("photometric", 1)),
-            planarconfig="contig" if planes.ndim == 4 else None,
-            compression=None if compression == "none" else compression,
-            predictor=bool(options.get("predictor")) and compression != "none",
+            subifds=len(reductions),
             description=_bytes_of(description, options.get("charset", "utf-8")) or None,
             metadata=None,
             software=False,
@@ -216,9 +224,27 @@ def encode_tiff(image: WireImage, provenance: Provenance | None) -> bytes:
                 if tag.code not in _RESOLUTION_TAGS
             ],
             **_resolution(image, byteorder),
-            **extra,
+            **laid_out,
         )
+        for reduction in reductions:
+            file.write(_reduced(planes, reduction), subfiletype=1, metadata=None, software=False, **laid_out)
     return sink.getvalue()
+
+
+def _tile(tile_px: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Sides that the format allows; others become strips."""
+    return None if tile_px is None or any(side % 16 for side in tile_px) else tile_px
+
+
+def _reduced(planes: npt.NDArray[Any], by: int) -> npt.NDArray[Any]:
+    """Means over squares of so many pixels a side; those at the last rows and columns over what there is of them."""
+    means: npt.NDArray[Any] = planes
+    for axis in (1, 2):
+        starts = np.arange(0, planes.shape[axis], by)
+        counts = np.diff(starts, append=planes.shape[axis])
+        sums = np.add.reduceat(means, starts, axis=axis, dtype=np.float64)
+        means = sums / counts.reshape(-1, *(1,) * (planes.ndim - axis - 1))
+    return (np.rint(means) if planes.dtype.kind in "ui" else means).astype(planes.dtype)
 
 
 def _resolution(image: WireImage, byteorder: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ _MAX_ENTRIES = 1024
 _MAX_SAMPLES = 4
 _MAX_SEGMENTS = 2**18
 _MAX_TAG_BYTES = 16 * 2**20
+_MAX_REDUCTIONS = 16
 _MIN_TILE_PX = 16
 
 # Tags that say how the pixels lie in the file; the writer makes its own.
@@ -63,6 +64,10 @@ class Directory:
     description : memoryview
     starts_at : int or None
         Where the pixels begin, if they lie in one piece, uncompressed.
+    tile_px : (rows, columns) or None
+        Of the tiles that it is cut into; None where those are strips.
+    reductions : tuple of int
+        By how much the smaller images of its pyramid are reduced, where it has one (SubIFDs).
     tags : tuple of Tag
         What is no structure, as raw bytes in the file's byte order.
     """
@@ -82,6 +87,8 @@ class Directory:
     description: memoryview
     tags: tuple[Tag, ...]
     starts_at: int | None = None
+    tile_px: tuple[int, int] | None = None
+    reductions: tuple[int, ...] = ()
 
     @property
     def decoded_bytes(self) -> int:
@@ -247,7 +254,22 @@ class TiffHeader:
                 "deflate, PackBits, LZMA, Zstandard or JPEG."
             )
         segments, starts_at = self._check_segments(directory, entries)
-        return replace(directory, starts_at=starts_at), segments
+        tile_px = (number(323, 0), number(322, 0)) if 324 in entries else None
+        reductions = self._reductions(width_px, entries.get(330))
+        return replace(directory, starts_at=starts_at, tile_px=tile_px, reductions=reductions), segments
+
+    def _reductions(self, width_px: int, smaller: _Entry | None) -> tuple[int, ...]:
+        """Of the directories of smaller images; what lies there is not read, and made anew from what comes back."""
+        found = []
+        for offset in self._integers(smaller, (), most=_MAX_REDUCTIONS).tolist():
+            try:
+                entries = self._entries(offset)
+            except UnreadableImage:
+                continue
+            subfile, width = (int(self._integers(entries.get(code), (0,), most=1)[0]) for code in (254, 256))
+            if subfile & 1 and 0 < width < width_px:
+                found.append(round(width_px / width))
+        return tuple(sorted(set(found) - {1}))
 
     def _tags(self, entries: dict[int, _Entry]) -> Iterator[Tag]:
         """What goes back as it came, as long as all of it together is not too much."""
