@@ -123,9 +123,7 @@ def flat(block: Pixels) -> Mask:
         if square.any():
             mask[1:-1, 1:-1] = square
             mask = _grown(mask, _SQUARE_PX // 2)
-    for alike, lines in ((across, mask), (down.T, mask.T)):
-        lines |= _runs(alike)
-    return mask
+    return mask | _runs(across, 1) | _runs(down, 0)
 
 
 def spikes(block: Pixels, step: float) -> Mask:
@@ -133,11 +131,15 @@ def spikes(block: Pixels, step: float) -> Mask:
     mask = np.zeros(block.shape[1:], bool)
     if min(mask.shape) < 3:
         return mask
-    values = block.astype(np.float32 if block.dtype.itemsize <= 2 or block.dtype == np.float32 else np.float64)
-    highest, lowest = (_of_neighbours(values, of_two) for of_two in (np.maximum, np.minimum))
-    inner = values[:, 1:-1, 1:-1]
-    beyond = np.maximum(inner - highest, lowest - inner)
-    mask[1:-1, 1:-1] = (beyond > np.maximum(_SPIKE * (highest - lowest), _SPIKE_STEPS * step)).any(0)
+    values: Pixels = block.astype(np.float32 if block.dtype.itemsize <= 2 or block.dtype == np.float32 else np.float64)
+    # Whatever stands out from all stands out from left and right, which is soon seen.
+    bend = 2.0 * values[:, 1:-1, 1:-1] - values[:, 1:-1, :-2] - values[:, 1:-1, 2:]
+    y, x = np.nonzero((np.abs(bend, out=bend) > 2.0 * _SPIKE_STEPS * step).any(0))
+    around = np.stack([values[:, y + down, x + across] for down in range(3) for across in range(3)])
+    pixel, beside = around[4], np.delete(around, 4, axis=0)
+    highest, lowest = beside.max(0), beside.min(0)
+    beyond = np.maximum(pixel - highest, lowest - pixel)
+    mask[y + 1, x + 1] = (beyond > np.maximum(_SPIKE * (highest - lowest), _SPIKE_STEPS * step)).any(0)
     return mask
 
 
@@ -198,26 +200,25 @@ def _alike(pixels: Pixels, others: Pixels) -> Mask:
     return mask
 
 
-def _runs(alike: Mask) -> Mask:
-    """Pixels [Y, X] of runs along X, by which pixels are like the next one, [Y, X - 1]."""
-    mask = np.zeros((alike.shape[0], alike.shape[1] + 1), bool)
+def _runs(alike: Mask, axis: int) -> Mask:
+    """Pixels [Y, X] of runs along an axis, by which of them are like the next one there."""
     run, length = alike, 1
-    while length < _RUN_PX - 1 and run.shape[1] and run.any():
+    while length < _RUN_PX - 1 and run.any():
         more = min(length, _RUN_PX - 1 - length)
-        run, length = run[:, more:] & run[:, :-more], length + more
+        run, length = _part(run, axis, more, None) & _part(run, axis, 0, -more), length + more
+    shape = list(alike.shape)
+    shape[axis] += 1
+    mask = np.zeros(shape, bool)
     if length == _RUN_PX - 1 and run.any():
         for pixel in range(_RUN_PX):
-            mask[:, pixel : pixel + run.shape[1]] |= run
+            _part(mask, axis, pixel, pixel + run.shape[axis])[...] |= run
     return mask
+
+
+def _part(mask: Mask, axis: int, start: int, stop: int | None) -> Mask:
+    return mask[start:stop] if axis == 0 else mask[:, start:stop]
 
 
 def _grown(mask: Mask, by_px: int) -> Mask:
     grown: Mask = ndimage.maximum_filter(mask, size=2 * by_px + 1, mode="constant", cval=False)
     return grown
-
-
-def _of_neighbours(values: Pixels, of_two: np.ufunc) -> Pixels:
-    """The highest, or lowest, of the eight neighbours of each pixel that has so many, [C, Y - 2, X - 2]."""
-    of_row = of_two(of_two(values[:, :, :-2], values[:, :, 2:]), values[:, :, 1:-1])
-    beside = of_two(values[:, 1:-1, :-2], values[:, 1:-1, 2:])
-    return of_two(of_two(of_row[:, :-2], of_row[:, 2:]), beside)
