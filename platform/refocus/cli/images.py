@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from refocus.cli.speaking import console
+from refocus.optics.settings import LARGEST_APERTURE
 
 
 def _between(lowest: float, highest: float, unit: str) -> Callable[[float | None], float | None]:
@@ -26,7 +27,8 @@ def _between(lowest: float, highest: float, unit: str) -> Callable[[float | None
 
 
 _Aperture = Annotated[
-    float | None, typer.Option(callback=_between(0.01, 1.7, ""), help="Numerical aperture; wins over files'.")
+    float | None,
+    typer.Option(callback=_between(0.01, LARGEST_APERTURE, ""), help="Numerical aperture; wins over files'."),
 ]
 _PixelSize = Annotated[float | None, typer.Option(callback=_between(1e-3, 100, " um"), help="Pixel size, likewise.")]
 _Wavelength = Annotated[float | None, typer.Option(callback=_between(0.1, 2, " um"), help="Of the light, likewise.")]

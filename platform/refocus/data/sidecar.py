@@ -30,6 +30,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from refocus.data.splits import DEFAULT_SPECIMEN_PATTERN, checked_pattern, specimen_of
 from refocus.errors import ConfigurationError, problems_of
+from refocus.optics.settings import LARGEST_APERTURE
 from refocus.zstack import AXES, Acquisition, Modality
 
 SIDECAR_NAME = "acquisition.yaml"
@@ -55,7 +56,7 @@ class Rule(BaseModel):
     axes: Annotated[str, AfterValidator(_checked_axes)] | None = None
     pixel_size_um: float | None = Field(default=None, ge=1e-3, le=100)
     z_step_um: float | None = Field(default=None, ge=1e-3, le=100)
-    numerical_aperture: float | None = Field(default=None, gt=0, lt=1.7)
+    numerical_aperture: float | None = Field(default=None, gt=0, le=LARGEST_APERTURE)
     wavelength_um: float | None = Field(default=None, ge=0.1, le=2)
     refractive_index: float | None = Field(default=None, ge=1, lt=2)
     specimen: Annotated[str, AfterValidator(checked_pattern)] = DEFAULT_SPECIMEN_PATTERN

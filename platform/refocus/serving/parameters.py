@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
 
+from refocus.optics.settings import LARGEST_APERTURE
 from refocus.serving.status import Refusal
 from refocus.wire.headers import OnOutOfRange
 from refocus.zstack import MODALITIES, Modality
@@ -20,7 +21,7 @@ _EXPECTED = {
     "model": "NAME, NAME@champion, NAME@challenger or NAME@DIGEST, in up to 160 characters",
     "modality": ", ".join(MODALITIES),
     "pixel_size_um": "micrometres in the specimen, above 0 and up to 100, such as 0.325",
-    "na": "a numerical aperture, above 0 and up to 1.7, such as 0.75",
+    "na": f"a numerical aperture, above 0 and up to {LARGEST_APERTURE}, such as 0.75",
     "wavelength_um": "micrometres, above 0.1 and up to 2, such as 0.525",
     "blind": "true or false",
     "uncertainty": "true or false",
@@ -46,7 +47,7 @@ ApertureQuery = Annotated[
     float | None,
     Query(
         gt=0,
-        le=1.7,
+        le=LARGEST_APERTURE,
         description="Numerical aperture of the objective; wins over what the file says; needs a pixel size of either",
     ),
 ]

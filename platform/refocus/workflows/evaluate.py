@@ -19,7 +19,8 @@ from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.model.evaluation import EvaluationReport
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.ladder import nearest_profile
+from refocus.optics.settings import LARGEST_APERTURE, OpticalSystem
 from refocus.training.baselines import BASELINES
 from refocus.training.evaluate import Progress, evaluate
 from refocus.training.methods import check_seams, network_method
@@ -227,6 +228,11 @@ def _system(objective: Sequence[float]) -> OpticalSystem:
     if system is None or len(objective) > len(names):
         raise ConfigurationError(
             f"the objective is {list(objective)}; expected its aperture, um a pixel and, if not green, um of the light."
+        )
+    if system.numerical_aperture > LARGEST_APERTURE or nearest_profile(system) is None:
+        raise ConfigurationError(
+            f"the objective is {list(objective)}; expected an aperture of at most {LARGEST_APERTURE} and pixels that "
+            "it samples its images with, such as 0.75 0.325."
         )
     return system
 

@@ -94,6 +94,8 @@ def test_images_are_seen_through_the_objective_that_is_asked_for(folder, tmp_pat
         ("0.45", "expected its aperture"),
         ("0.45,x", "expected numbers"),
         ("1.2,-1", "greater than 0"),
+        ("3,4", "at most 1.7"),
+        ("0.75,40", "that it samples"),
     ):
         refused = CliRunner().invoke(app, [*arguments, "--objective", wrong])
         assert isinstance(refused.exception, ConfigurationError)
