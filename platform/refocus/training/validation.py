@@ -15,6 +15,7 @@ from refocus.data.splits import Split, is_image, specimen_of, split_of
 from refocus.data.tiles import Tile, drawn
 from refocus.errors import DatasetIncomplete, InputError
 from refocus.io.microscopy import ImageSource, open_image
+from refocus.model.blanks import find_blanks
 from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.evaluation import EvaluationReport
@@ -30,6 +31,8 @@ from refocus.zstack import Modality
 QUICK = SceneSettings(defocus_um=(0.0, 2.0, 4.0, 8.0), photons=(1500.0,), field_px=SMALLEST_FIELD_PX)
 #: Share of the normalised range that a tile's contrast must reach; empty fields say nothing about sharpness.
 _LEAST_CONTRAST = 0.08
+#: Share of an image that is padding or overlay from which on that is worth a word.
+_LEAST_BLANK = 0.002
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -150,7 +153,8 @@ def sharp_images_in(
     """Read the sharp images of a folder that belong to a split, by the rule that ingest follows.
 
     Each channel and time is an image of its own. Focal series are left out, and a warning says how many; another names
-    each file that cannot be read, and each image that is too small, constant or not finite.
+    each file that cannot be read, and each image that is too small, constant or not finite. Of images with padding or
+    overlays (:mod:`refocus.model.blanks`) it is said that they count as specimen.
 
     Parameters
     ----------
@@ -190,6 +194,12 @@ def sharp_images_in(
             "%d files of %s hold several z-planes and are left out, such as %s: a focal series is no sharp image. "
             "Evaluate series as such (--stacks).",
             len(series), folder, series[0].relative_to(folder),
+        )  # fmt: skip
+    painted = [image.source for image in found if find_blanks(image.pixels).over(image.pixels).mean() > _LEAST_BLANK]
+    if painted:
+        _log.warning(
+            "padding or overlays will be blurred like specimen in %d of %d images of %s, such as %s; crop them.",
+            len(painted), len(found), folder, painted[0],
         )  # fmt: skip
     return found
 

@@ -148,6 +148,16 @@ def test_an_image_that_is_no_truth_is_left_out_and_named(tmp_path, picture, capl
     ]
 
 
+def test_an_image_with_padding_is_taken_and_named(tmp_path, picture, caplog):
+    padded = np.pad(picture, ((40, 0), (0, 0)))
+    for name, pixels in {"sound": picture, "padded": padded}.items():
+        (tmp_path / f"{name}.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+    assert len(sharp_images_in(tmp_path, None)) == 2
+    (said,) = [record.message for record in caplog.records]
+    assert "1 of 2 images" in said
+    assert "padded.png" in said
+
+
 def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path, picture, caplog):
     (tmp_path / "sound.png").write_bytes(imagecodecs.png_encode(picture))
     (tmp_path / "broken.png").write_bytes(imagecodecs.png_encode(picture)[:999])
