@@ -51,11 +51,14 @@ class Blanks:
         Hot and dead pixels.
     telling_step : float
         By how much pixels must differ to tell anything, in the plane's units.
+    white : float
+        The plane's highest value where an overlay has it in all channels, else infinite.
     """
 
     levels: Pixels
     spikes: int
     telling_step: float
+    white: float = math.inf
 
     def __bool__(self) -> bool:
         return len(self.levels) > 0 or self.spikes > 0
@@ -75,7 +78,8 @@ class Blanks:
         """Which pixels of a part of the plane [C, Y, X] are blank, or mixed with what is."""
         mask = np.zeros(block.shape[1:], bool)
         if len(self.levels):
-            mask |= _grown(flat(block) & self.of_level(block), _MIXED_PX)
+            # Letters are too thin to be flat; of an overlay's white hardly anything else is.
+            mask |= _grown(self.of_level(block) & (flat(block) | (block >= self.white).all(0)), _MIXED_PX)
         if self.spikes:
             mask |= spikes(block, self.telling_step)
         return mask
@@ -93,7 +97,10 @@ def find_blanks(plane: Pixels) -> Blanks:
     for block, own in _bands(plane):
         edges += _edges(block, own, step)
         count += int(np.count_nonzero(spikes(block, step)[own]))
-    return Blanks(_levels(edges) if edges else plane[:, :0, 0].T, count if count >= _LEAST_SPIKES else 0, step)
+    levels = _levels(edges) if edges else plane[:, :0, 0].T
+    highest = float(plane.max()) if len(levels) else math.inf
+    white = highest if (levels >= highest).all(1).any() else math.inf
+    return Blanks(levels, count if count >= _LEAST_SPIKES else 0, step, white)
 
 
 def said_of(blanks: Iterable[Blanks]) -> str:

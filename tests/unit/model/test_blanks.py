@@ -120,6 +120,24 @@ def test_blank_rims_are_cut_off_and_the_rest_is_continued(seen: np.ndarray) -> N
     np.testing.assert_array_equal(read[0][known[window]], seen[window][known[window]])
 
 
+def test_letters_beside_a_scale_bar_are_blank_though_they_are_thin(seen: np.ndarray) -> None:
+    lettered = _with_scale_bar(seen)
+    strokes = np.arange(60)
+    lettered[-60:-36, 300] = lettered[-60 + strokes % 24, 310 + strokes // 3] = 65535
+    found = find_blanks(lettered[None])
+    assert found.levels.tolist() == [[65535]]
+    unknown = found.over(lettered[None])
+    assert unknown[lettered == 65535].all()
+    assert unknown[-50, 302]
+    assert not unknown[-50, 304]
+
+
+def test_a_level_below_the_brightest_is_blank_where_it_is_flat(seen: np.ndarray) -> None:
+    framed = _framed(seen)
+    framed[200, 100] = 0
+    assert not find_blanks(framed[None]).over(framed[None])[200, 100]
+
+
 def test_colours_are_blank_together() -> None:
     rng = np.random.default_rng(0)
     image = rng.poisson(200, (3, 96, 96)).astype(np.uint8)
