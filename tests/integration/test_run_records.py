@@ -61,6 +61,10 @@ def test_what_an_upload_left_that_broke_off_is_removed_and_whole_checkpoints_sta
         for name in files:
             store.put(f"runs/run/{folder}/{name}", (tmp_path / name).read_bytes())
     store.put("runs/run/progress.json", b"[]")
-    assert remove_partial_checkpoints(store, "run") == ["runs/run/step-00000020-b/"]
+    store.settings.client().create_multipart_upload(
+        Bucket=store.settings.bucket, Key="runs/run/step-00000030-c/state.json"
+    )
+    assert remove_partial_checkpoints(store, "run") == ["runs/run/step-00000020-b/", "runs/run/step-00000030-c/"]
+    assert store.abandon_uploads("runs/run/") == ()
     assert [c.key for c in whole_checkpoints(store, "run")] == ["runs/run/step-00000010-a/"]
     assert store.get("runs/run/progress.json") == b"[]"

@@ -60,6 +60,18 @@ def test_deleting_is_final_and_deleting_again_is_no_error(store):
     assert not store.exists("key")
 
 
+def test_uploads_that_nobody_finishes_are_abandoned_below_a_prefix_alone(store):
+    client, bucket = store.settings.client(), store.settings.bucket
+    for key in ("runs/a/step-1/state.json", "runs/ab/step-1/state.json"):
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"half")
+    assert store.abandon_uploads("runs/a/") == ("runs/a/step-1/state.json",)
+    assert store.abandon_uploads("runs/a/") == ()
+    left = client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())
+    assert [entry["Key"] for entry in left] == ["runs/ab/step-1/state.json"]
+    assert store.abandon_uploads("") == ("runs/ab/step-1/state.json",)
+
+
 def test_listing_goes_past_one_page_in_order_of_keys_and_keeps_to_the_prefix(store):
     # S3 lists at most 1000 a page.
     keys = [f"many/{number:04d}" for number in range(1050)]

@@ -247,6 +247,20 @@ class ObjectStore:
         with self._translated(key):
             self._client.delete_object(Bucket=self.settings.bucket, Key=key)
 
+    def abandon_uploads(self, prefix: str) -> tuple[str, ...]:
+        """End uploads in parts that nobody will finish, and return their keys: what they sent takes space unseen."""
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.settings.bucket, Prefix=prefix
+            )
+            begun = [entry for page in pages for entry in page.get("Uploads", ()) if entry["Key"].startswith(prefix)]
+            for entry in begun:
+                with contextlib.suppress(self._client.exceptions.NoSuchUpload):
+                    self._client.abort_multipart_upload(
+                        Bucket=self.settings.bucket, Key=entry["Key"], UploadId=entry["UploadId"]
+                    )
+        return tuple(entry["Key"] for entry in begun)
+
     def check_bucket(self) -> None:
         """Ask for the bucket, so that a wrong setting shows before work begins.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,9 +25,19 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from refocus.data.manifest import checked_name
-from refocus.errors import ConfigurationError, ModelCorrupt, ObjectExists, ObjectMissing, RunExists, RunMissing
+from refocus.errors import (
+    ConfigurationError,
+    ModelCorrupt,
+    ObjectExists,
+    ObjectMissing,
+    RunExists,
+    RunMissing,
+    StoreAccessDenied,
+)
 from refocus.io.store import ObjectStore
 from refocus.training.config import TrainingConfig
+
+_log = logging.getLogger(__name__)
 
 RUNS = "runs"
 SEAL = "checkpoint.json"
@@ -210,6 +221,10 @@ def remove_partial_checkpoints(store: ObjectStore, name: str) -> list[str]:
         if not entry.key.startswith(whole):
             store.delete(entry.key)
             partial.add(entry.key.rpartition("/")[0] + "/")
+    try:
+        partial.update(key.rpartition("/")[0] + "/" for key in store.abandon_uploads(run_prefix(name) + "step-"))
+    except StoreAccessDenied as error:
+        _log.warning("uploads that broke off may take space unseen, and cannot be looked for: %s", error)
     return sorted(partial)
 
 
