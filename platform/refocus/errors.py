@@ -237,6 +237,17 @@ class ServiceFailed(ServiceError, ConnectionError):
     """The service did not answer, or failed and went on failing."""
 
 
+def in_one_line(error: Exception) -> str:
+    """Return what an error says that is drawn over several lines, as YAML's are."""
+    return " ".join(str(error).split())
+
+
+def not_fitting(error: ValidationError, said: str = "", where: str = "") -> ConfigurationError:
+    """Return the error for what does not fit, with a line for each of its `problems_of`, under what is `said` first."""
+    problems = problems_of(error, where)
+    return ConfigurationError("\n  ".join([said, *problems]) if said else "\n".join(problems))
+
+
 def problems_of(error: ValidationError, where: str = "") -> list[str]:
     """Return one line for each thing that does not fit, with the path to it, `where` first, and what came.
 

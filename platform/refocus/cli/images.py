@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from refocus.cli.speaking import console
-from refocus.optics.settings import LARGEST_APERTURE
+from refocus.optics.limits import LARGEST_APERTURE
 
 
 def _between(lowest: float, highest: float, unit: str) -> Callable[[float | None], float | None]:

@@ -47,10 +47,12 @@ def config_check(
 def _problems_of(file: Path) -> list[str]:
     import yaml
 
+    from refocus.errors import in_one_line
+
     try:
         document = yaml.safe_load(file.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return [f"{file}: is no YAML: {' '.join(str(error).split())}"]
+        return [f"{file}: is no YAML: {in_one_line(error)}"]
     if document is None:
         return [f"{file}: is empty; expected a mapping with 'applications'."]
     from refocus.serving.config import check_serve_config

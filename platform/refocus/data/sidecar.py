@@ -29,8 +29,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from refocus.data.splits import DEFAULT_SPECIMEN_PATTERN, checked_pattern, specimen_of
-from refocus.errors import ConfigurationError, problems_of
-from refocus.optics.settings import LARGEST_APERTURE
+from refocus.errors import ConfigurationError, in_one_line, not_fitting, problems_of
+from refocus.optics.limits import LARGEST_APERTURE
 from refocus.zstack import AXES, Acquisition, Modality
 
 SIDECAR_NAME = "acquisition.yaml"
@@ -74,7 +74,7 @@ class Rule(BaseModel):
         try:
             return cls.model_validate(answers)
         except ValidationError as error:
-            raise ConfigurationError("\n".join(problems_of(error))) from error
+            raise not_fitting(error) from error
 
     def acquisition(self) -> Acquisition:
         """Return the rule's answers; None where it has none."""
@@ -100,7 +100,7 @@ class Sidecar(BaseModel):
         try:
             return cls.model_validate(yaml.safe_load(text))
         except yaml.YAMLError as error:
-            problems, cause = [" ".join(str(error).split())], error
+            problems, cause = [in_one_line(error)], error
         except ValidationError as error:
             problems, cause = problems_of(error), error
         raise ConfigurationError(

@@ -12,8 +12,6 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 #: Air, water, oil.
 _MEDIA = (1.0, 1.33, 1.515)
 _GREEN_UM = 0.55
-#: Of any objective that is made.
-LARGEST_APERTURE = 1.7
 Apodisation = Literal["uniform", "aplanatic"]
 
 

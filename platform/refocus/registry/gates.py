@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from refocus.errors import ConfigurationError, InputError, problems_of
+from refocus.errors import ConfigurationError, InputError, in_one_line, not_fitting
 from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.evaluation import INPUT, MORE_IS_BETTER, EvaluationReport, Metric, paired_difference
 from refocus.registry.records import Decision, Failure
@@ -73,11 +73,9 @@ class GatePolicy(BaseModel):
                 f"there is no gate policy {policy}; expected a YAML file or one of {', '.join(shipped)}."
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"the gate policy {path} is no YAML: {' '.join(str(error).split())}.") from error
+            raise ConfigurationError(f"the gate policy {path} is no YAML: {in_one_line(error)}.") from error
         except ValidationError as error:
-            raise ConfigurationError(
-                "\n  ".join([f"the gate policy {path} does not fit:", *problems_of(error)])
-            ) from error
+            raise not_fitting(error, f"the gate policy {path} does not fit:") from error
 
 
 _UNCALIBRATED = (

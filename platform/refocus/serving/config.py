@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from refocus.errors import ConfigurationError, problems_of
+from refocus.errors import not_fitting, problems_of
 from refocus.wire.image import ImageLimits
 
 
@@ -82,7 +82,7 @@ class ServingConfig(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigurationError("\n".join(problems_of(error, "args"))) from error
+            raise not_fitting(error, where="args") from error
 
 
 def check_serve_config(document: Any, *, name: str = "config") -> list[str]:

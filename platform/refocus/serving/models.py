@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -185,14 +186,13 @@ class ModelSet:
     ) -> Served:
         runner = self.load(package)
         network = getattr(runner, "network", None)
-        try:
+        with contextlib.ExitStack() as refused:
+            refused.callback(_close, runner)
             if golden is None:
                 golden_output(package, network)
             else:
                 check_golden(package, golden, network)
-        except BaseException:
-            _close(runner)
-            raise
+            refused.pop_all()
         return Served(name, package, runner, source)
 
     def pick(self, reference: str | None, modality: str | None, colors: int, default: str | None) -> Served:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
 
-from refocus.optics.settings import LARGEST_APERTURE
+from refocus.optics.limits import LARGEST_APERTURE
 from refocus.serving.status import Refusal
 from refocus.wire.headers import OnOutOfRange
 from refocus.zstack import MODALITIES, Modality

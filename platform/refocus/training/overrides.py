@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from refocus.errors import ConfigurationError, problems_of
+from refocus.errors import ConfigurationError, in_one_line, not_fitting
 from refocus.training.config import TrainingConfig
 
 
@@ -34,14 +34,12 @@ def with_overrides(config: TrainingConfig, assignments: Iterable[str]) -> Traini
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigurationError(f"--set {assignment!r} is no YAML: {' '.join(str(error).split())}.") from error
+            raise ConfigurationError(f"--set {assignment!r} is no YAML: {in_one_line(error)}.") from error
         _assign(values, key.strip().split("."), value, config)
     try:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(
-            "\n  ".join([f"the recipe {config.name!r} does not hold with these settings:", *problems_of(error)])
-        ) from error
+        raise not_fitting(error, f"the recipe {config.name!r} does not hold with these settings:") from error
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, model: BaseModel) -> None:

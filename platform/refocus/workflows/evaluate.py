@@ -20,7 +20,8 @@ from refocus.io.store import ObjectStore
 from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.model.evaluation import EvaluationReport
 from refocus.optics.ladder import nearest_profile
-from refocus.optics.settings import LARGEST_APERTURE, OpticalSystem
+from refocus.optics.limits import LARGEST_APERTURE
+from refocus.optics.settings import OpticalSystem
 from refocus.training.baselines import BASELINES
 from refocus.training.evaluate import Progress, evaluate
 from refocus.training.methods import check_seams, network_method
