@@ -29,6 +29,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from refocus.model.blanks import find_blanks
 from refocus.model.blur_estimate import estimate_blur
 from refocus.model.checkpoint import ModelPackage, PackageConfig, bundled_names
 from refocus.model.metrics import psnr
@@ -148,6 +149,7 @@ def beside(package: ModelPackage, side: int, repeats: int) -> Iterator[tuple[str
     steps: dict[str, Callable[[], object]] = {"restore": lambda: model.restore(image)}
     if package.config.network.sees_blur:
         steps["of which the blur's estimate"] = lambda: [estimate_blur(plane[None]) for plane in planes]
+    steps["of which looking for blanks"] = lambda: find_blanks(planes)
     gate = package.config.gate
     if gate is not None:
         steps["and the gate, where it is asked"] = lambda: gate.judge(planes)

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from refocus.errors import InputError
 from refocus.io.grid import TileGrid
+from refocus.model.blanks import Blanks
 from refocus.model.consistency import noise_of
 from refocus.model.specimen import Specimen
 
@@ -127,7 +128,12 @@ class RangeGate(BaseModel):
         return cls.model_validate_json((Path(__file__).parent / "gate.json").read_bytes())
 
     def judge(
-        self, image: Image, *, saturation_level: float | None = None, absorbing: bool = False
+        self,
+        image: Image,
+        *,
+        saturation_level: float | None = None,
+        absorbing: bool = False,
+        blanks: Blanks | None = None,
     ) -> tuple[TileVerdict, ...]:
         """Judge an image tile by tile; the last row and column of tiles are moved inwards.
 
@@ -139,12 +145,15 @@ class RangeGate(BaseModel):
             black. Where unknown, the image's extreme is taken for it if a plateau of pixels is there.
         absorbing : bool
             The specimen takes light away: a white plateau is empty ground, and saturation is looked for in the dark.
+        blanks : Blanks, optional
+            Of the image, where they are known, as a `refocus.model.restore.Restoration` knows them.
         """
         planes = np.asarray(image)
         planes = planes[None] if planes.ndim == 2 else planes
         if planes.ndim != 3 or min(planes.shape) < 1:
             raise InputError(f"image has shape {image.shape}; expected [Y, X] or [C, Y, X].")
-        planes, blank = Specimen.of(planes).everywhere()
+        specimen = Specimen.of(planes) if blanks is None else Specimen(planes, blanks)
+        planes, blank = specimen.everywhere()
         extreme = planes.min() if absorbing else planes.max()
         level = float(extreme if saturation_level is None else saturation_level)
         verdicts = []

@@ -116,8 +116,8 @@ def said_of(blanks: Iterable[Blanks]) -> str:
     blanks = list(blanks)
     levels = sorted({tuple(level) for plane in blanks for level in plane.levels.tolist()})
     said = ["level " + "/".join(f"{value:.12g}" for value in level) for level in levels]
-    spikes = sum(plane.spikes for plane in blanks)
-    return ", ".join([*said, f"{spikes} hot or dead pixels"] if spikes else said)
+    count = sum(plane.spikes for plane in blanks)
+    return ", ".join([*said, f"{count} hot or dead pixels"] if count else said)
 
 
 def flat(block: Pixels) -> Mask:

@@ -136,12 +136,14 @@ def explain(
     # Networks of one channel restored colours one by one; the first of them stands for all.
     constants = found.normalisations[0]
     channels_first = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
-    seen = channels_first if config.channels == 3 else channels_first[:1]
-    specimen = Specimen.of(seen)
-    blurred = model.estimated_blur(specimen, constants, None if optics is None else nearest_profile(optics))
+    restored_so = [channels_first] if config.channels == 3 else [channel[None] for channel in channels_first]
+    specimens = [
+        Specimen(seen, blanks, found.stride_px) for seen, blanks in zip(restored_so, found.blanks, strict=True)
+    ]
+    blurred = model.estimated_blur(specimens[0], constants, None if optics is None else nearest_profile(optics))
     assert blurred is not None
-    blurred = blurred.moved(specimen.window)
-    shown, _ = Specimen.of(channels_first).everywhere()
+    blurred = blurred.moved(specimens[0].window)
+    shown = np.concatenate([specimen.everywhere()[0] for specimen in specimens])
     row, column = _window(blurred, at)
     rows, columns = (
         _about(centre, length)

@@ -124,7 +124,7 @@ class Restorer:
         model_ms = 1e3 * (time.perf_counter() - started)
         started = time.perf_counter()
         blur = _one_map_a_plane(done.blur_radius_px, len(request.planes))
-        tiles = tuple(_reports(request.planes, blur, done.stride_px, served, measure=request.maps))
+        tiles = tuple(_reports(request.planes, blur, done, served, measure=request.maps))
         outside = [tile for tile in tiles if "out_of_range" in tile.reasons]
         share = sum(tile.height_px * tile.width_px for tile in outside) / float(np.prod(request.planes.shape[:3]))
         restored = done.pixels
@@ -204,15 +204,17 @@ def _one_map_a_plane(maps: npt.NDArray[np.float32], planes: int) -> npt.NDArray[
 
 
 def _reports(
-    planes: npt.NDArray[Any], blur: npt.NDArray[np.float32], stride_px: int, served: Served, *, measure: bool
+    planes: npt.NDArray[Any], blur: npt.NDArray[np.float32], done: Restoration, served: Served, *, measure: bool
 ) -> Iterator[TileReport]:
-    gate = served.package.config.gate
+    gate, stride_px = served.package.config.gate, done.stride_px
+    # Colours that were restored by themselves are judged together, and so are their blanks.
+    known = done.blanks if len(done.blanks) == len(planes) else (None,) * len(planes)
     limit = _NEAR_LIMIT * served.package.config.largest_blur_px
     for number, plane in enumerate(planes):
         verdicts = {}
         if gate is not None:
             channels_first = np.moveaxis(plane, -1, 0) if plane.ndim == 3 else plane
-            judged = gate.judge(channels_first, absorbing=served.package.config.absorbing)
+            judged = gate.judge(channels_first, absorbing=served.package.config.absorbing, blanks=known[number])
             verdicts = {(v.y_px, v.x_px, v.height_px, v.width_px): v.reasons for v in judged}
         places = verdicts or _places(plane.shape[0], plane.shape[1])
         for y, x, height, width in places:
