@@ -17,8 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refocus.model.inverse_filters import GAIN, Rungs, as_pairs, over_frequencies, rungs_in
-from refocus.optics.formation import mirrored
+from refocus.model.inverse_filters import (
+    GAIN,
+    Rungs,
+    Surroundings,
+    as_pairs,
+    filter_reach_px,
+    over_frequencies,
+    rungs_in,
+)
+from refocus.optics.formation import mirrored_to
 from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, widened
 from refocus.optics.psf import fast_fft_length
 
@@ -54,6 +62,22 @@ def schedule(radius_px: float) -> Schedule:
     return Schedule(round(radius_px), 0, 2 * round(radius_px), round(170.0 / radius_px))
 
 
+class Deconvolved(NamedTuple):
+    """What Richardson-Lucy says of a batch.
+
+    Attributes
+    ----------
+    changes : Tensor, float32, shape [B, C * STAGES, H / 2, W / 2]
+        `GAIN` times the result less the 2 x 2 means; 0 where the blur is below `FIRST_RADIUS_PX`.
+    surroundings : list of list of Surroundings or None
+        For each image and each of its rungs: what a larger camera would have seen, for the linear filters. None below
+        `FIRST_RADIUS_PX`.
+    """
+
+    changes: Tensor
+    surroundings: list[list[Surroundings | None]]
+
+
 class RichardsonLucy(nn.Module):
     """Deconvolves each image by its own blur and shows the result at two stages."""
 
@@ -70,7 +94,7 @@ class RichardsonLucy(nn.Module):
             self.register_buffer("defocused", blur_ladder().defocused)
             self.register_buffer("in_focus", blur_ladder().in_focus)
 
-    def forward(self, x: Tensor, blur: Tensor) -> Tensor:
+    def forward(self, x: Tensor, blur: Tensor) -> Deconvolved:
         """Say what deconvolution would change.
 
         Parameters
@@ -79,44 +103,49 @@ class RichardsonLucy(nn.Module):
             Normalised: darkness near 0, H and W multiples of 4.
         blur : Tensor, shape [B, 2, H, W]
             As :class:`refocus.model.inverse_filters.InverseFilters` takes it.
-
-        Returns
-        -------
-        Tensor, float32, shape [B, C * STAGES, H / 2, W / 2]
-            `GAIN` times the result less the 2 x 2 means; 0 where the blur is below `FIRST_RADIUS_PX`.
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             blur = blur[..., ::_FINE, ::_FINE]
             plans = rungs_in(blur)
-            return torch.stack([self._changes(x[b].float(), blur[b, 0], plans[b]) for b in range(len(x))])
+            found = [self._changes(x[b].float(), blur[b, 0], plans[b]) for b in range(len(x))]
+            return Deconvolved(torch.stack([changes for changes, _ in found]), [around for _, around in found])
 
-    def _changes(self, image: Tensor, radius_px: Tensor, plan: Rungs) -> Tensor:
+    def _changes(self, image: Tensor, radius_px: Tensor, plan: Rungs) -> tuple[Tensor, list[Surroundings | None]]:
         means = F.avg_pool2d(image, _FINE)
         change = means.new_zeros(len(means), STAGES, *means.shape[-2:])
+        surroundings: list[Surroundings | None] = []
         for number, factor in plan.steps():
             if RADII_PX[number] < FIRST_RADIUS_PX:
+                surroundings.append(None)
                 continue
             weight = plan.weight(number, radius_px)
             blurring = widened(self.defocused[plan.profile, number], factor)
-            for stage, sharpening in enumerate(self._stages(image, means, plan.profile, number, blurring)):
+            *stages, around = self._stages(image, means, plan.profile, number, blurring)
+            for stage, sharpening in enumerate(stages):
                 change[:, stage] += sharpening * (GAIN * weight)
-        return change.flatten(0, 1)
+            surroundings.append(around)
+        return change.flatten(0, 1), surroundings
 
     def _stages(
         self, image: Tensor, means: Tensor, profile: int, number: int, blurring: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Changes of the 2 x 2 means [C, h, w] by the smooth and the fine stage, seen through the focused objective."""
+    ) -> tuple[Tensor, Tensor, Surroundings]:
+        """Changes of the 2 x 2 means [C, h, w] by the smooth and the fine stage, seen through the focused objective.
+
+        And what a larger camera would have seen by the smooth stage.
+        """
         steps = schedule(RADII_PX[number])
         radius_px, focusing = RADII_PX[number], self.in_focus[profile]
         if not steps.coarse:
             fine = Deconvolution(means, _FINE, radius_px, blurring)
             smooth = fine.shown(fine.advanced(steps.smooth_fine), focusing) - means
+            around = fine.surroundings(filter_reach_px(radius_px))
         else:
             coarse_means = F.avg_pool2d(image, _COARSE)
             coarse = Deconvolution(coarse_means, _COARSE, radius_px, blurring)
             smooth = _finer(coarse.shown(coarse.advanced(steps.smooth_coarse), focusing) - coarse_means)
+            around = coarse.surroundings(filter_reach_px(radius_px))
             fine = Deconvolution(means, _FINE, radius_px, blurring, start=_finer(coarse.advanced(steps.coarse)))
-        return smooth, fine.shown(fine.advanced(steps.fine), focusing) - means
+        return smooth, fine.shown(fine.advanced(steps.fine), focusing) - means, around
 
 
 class Deconvolution:
@@ -155,25 +184,24 @@ class Deconvolution:
         rows, columns = (doubled * fast_fft_length(math.ceil((n + 2 * reach) / doubled)) for n in (height, width))
         self._side_px, self._reach, self._size = side_px, reach, (rows, columns)
         self._inside = (..., slice(reach, reach + height), slice(reach, reach + width))
-        self._blurring = self._transfer(blurring)
+        self._tables = blurring
+        self._blurring = self._transfer(blurring, self._size)
         known = means.new_zeros(*blurring.shape[:-1] or (1,), *self._size)
         known[self._inside] = 1.0
-        self._reaching = self._through(known, self._blurring).clamp_min(_LEAST_SEEN)
+        self._reaching = _through(known, self._blurring).clamp_min(_LEAST_SEEN)
         light = means.clamp_min(0.0)
         self._seen = light.new_zeros(len(light), *self._size)
         self._seen[self._inside] = light
         if start is None:
-            start = light
-            for axis, wanted in zip((-2, -1), self._size, strict=True):
-                start = start.index_select(axis, mirrored(start.shape[axis], wanted, reach, start.device))
+            start = mirrored_to(light, self._size, reach)
         self._found = self._ahead = start.clamp_min(_LEAST_LIGHT).expand(max(len(known), len(light)), -1, -1)
         self._step = 0
 
     def advanced(self, steps: int) -> Tensor:
         """Light after so many more steps."""
         for _ in range(steps):
-            ratio = self._seen / self._through(self._ahead, self._blurring).clamp_min(_LEAST_LIGHT)
-            better = self._ahead * self._through(ratio, self._blurring).clamp_min(0.0) / self._reaching
+            ratio = self._seen / _through(self._ahead, self._blurring).clamp_min(_LEAST_LIGHT)
+            better = self._ahead * _through(ratio, self._blurring).clamp_min(0.0) / self._reaching
             momentum = self._step / (self._step + 3)
             self._ahead = (better + momentum * (better - self._found)).clamp_min(0.0)
             self._found = better
@@ -182,33 +210,44 @@ class Deconvolution:
 
     def shown(self, light: Tensor, focusing: Tensor) -> Tensor:
         """What the objective shows of it in focus, without the room around."""
-        return self._through(light, self._transfer(focusing))[self._inside]
+        return _through(light, self._transfer(focusing, self._size))[self._inside]
+
+    def surroundings(self, reach_px: float) -> Surroundings:
+        """What a larger camera would have seen of the light found so far, which is mirrored where it ends."""
+        height, width = self._seen[self._inside].shape[-2:]
+        light = self._found[..., : height + 2 * self._reach, : width + 2 * self._reach]
+        reach = max(self._reach, math.ceil(reach_px / self._side_px))
+        size = (fast_fft_length(height + 2 * reach), fast_fft_length(width + 2 * reach))
+        wide = mirrored_to(light, size, reach - self._reach)
+        return Surroundings(_through(wide, self._transfer(self._tables, size)), self._side_px, reach)
 
     def unexplained(self) -> Tensor:
         """Mean square of what is seen less what the light found so far would look like: [C] or [K]."""
-        left = self._seen[self._inside] - self._through(self._found, self._blurring)[self._inside]
+        left = self._seen[self._inside] - _through(self._found, self._blurring)[self._inside]
         return left.square().mean((-2, -1))
 
-    def _through(self, light: Tensor, gain: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(light)
-        torch.view_as_real(spectrum).mul_(gain)
-        return torch.fft.irfft2(spectrum, s=self._size)
-
-    def _transfer(self, tables: Tensor) -> Tensor:
-        """Radial transfer functions over the frequencies of the field, `as_pairs`: of kernels that end at the reach.
+    def _transfer(self, tables: Tensor, size: tuple[int, int]) -> Tensor:
+        """Radial transfer functions over the frequencies of a field, `as_pairs`: of kernels that end at the reach.
 
         Read off the table for each size of field, they would differ by what lies between the table's columns; after
         many steps tiles of two sizes would show it.
         """
         if tables.ndim > 1:
-            return torch.stack([self._transfer(table) for table in tables])
+            return torch.stack([self._transfer(table, size) for table in tables])
         grid = (_KERNEL_PX // self._side_px,) * 2
         reach = self._reach
         kernel = torch.fft.irfft2(over_frequencies(tables, grid, self._side_px), s=grid)
         kernel = kernel.roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
-        placed = kernel.new_zeros(self._size)
+        placed = kernel.new_zeros(size)
         placed[: len(kernel), : len(kernel)] = kernel / kernel.sum()
         return as_pairs(torch.fft.rfft2(placed.roll((-reach, -reach), (0, 1))).real)
+
+
+def _through(light: Tensor, gain: Tensor) -> Tensor:
+    """Light of a field by a transfer function `as_pairs`."""
+    spectrum = torch.fft.rfft2(light)
+    torch.view_as_real(spectrum).mul_(gain)
+    return torch.fft.irfft2(spectrum, s=light.shape[-2:])
 
 
 def _finer(means: Tensor) -> Tensor:

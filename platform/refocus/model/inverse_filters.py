@@ -9,6 +9,7 @@ local (windowed), linear and keep the light.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refocus.optics.formation import mirrored
+from refocus.optics.formation import mirrored_to
 from refocus.optics.ladder import (
     FREQUENCIES,
     PROFILES,
@@ -29,12 +30,13 @@ from refocus.optics.ladder import (
 )
 from refocus.optics.psf import fast_fft_length
 
-#: How far light may have come from: filters end here.
-REACH_PX = 128
+#: Filters end here, or after so many radii, where that is further.
+_REACH_PX, _REACH_RADII = 128, 8.0
 #: Brings changes, a tenth of the image's contrast, to the size of the image.
 GAIN = 6.0
 _IN_FOCUS_FLOOR = 2.5e-3
-_GRID_PX = 320
+#: Of the grids that filters are made on, in units of their reach.
+_GRID = 2.5
 
 
 class InverseFilters(nn.Module):
@@ -59,7 +61,9 @@ class InverseFilters(nn.Module):
             gains = torch.stack([inverse_gains(*level) for level in noise_levels], dim=2)
         self.register_buffer("gains", gains)
 
-    def forward(self, x: Tensor, blur: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, blur: Tensor, surroundings: Sequence[Sequence[Surroundings | None]] | None = None
+    ) -> Tensor:
         """Say what each inverse filter would change.
 
         Changes rather than images: those would all be nearly the input, and features that repeat one another are
@@ -72,6 +76,8 @@ class InverseFilters(nn.Module):
             Geometric blur radius in pixels, and number of the profile (see :mod:`refocus.optics.ladder`), which is read
             at the corner. Between two rungs an even blur gets the nearer one's filters, widened, and an uneven one both
             rungs' answers in proportion; below the first, less of it.
+        surroundings : sequence, optional
+            Of each image and each of its rungs: what stands beyond the image's rims. It is mirrored there otherwise.
 
         Returns
         -------
@@ -80,21 +86,25 @@ class InverseFilters(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             plans = rungs_in(blur)
-            return torch.stack([self._filtered(x[b].float(), blur[b, 0], plans[b]) for b in range(len(x))])
+            around = surroundings or [[None] * len(plan.steps()) for plan in plans]
+            each = zip(x.float(), blur[:, 0], plans, around, strict=True)
+            return torch.stack([self._filtered(*one) for one in each])
 
-    def _filtered(self, image: Tensor, radius_px: Tensor, plan: Rungs) -> Tensor:
+    def _filtered(
+        self, image: Tensor, radius_px: Tensor, plan: Rungs, surroundings: Sequence[Surroundings | None]
+    ) -> Tensor:
         """Changes of one image [C, H, W] by the rungs that it has: [C * levels, H, W]."""
         channels, height, width = image.shape
-        size = (fast_fft_length(height + 2 * REACH_PX), fast_fft_length(width + 2 * REACH_PX))
-        spectrum = torch.fft.rfft2(_continued(image, size))
         change = image.new_zeros(channels, self.gains.shape[2], height, width)
-        for number, factor in plan.steps():
-            weight = plan.weight(number, radius_px)
+        for (number, factor), around in zip(plan.steps(), surroundings, strict=True):
+            field, reach = _mirrored(image, number) if around is None else _surrounded(image, around)
+            size = (field.shape[-2], field.shape[-1])
+            inside = (..., slice(reach, reach + height), slice(reach, reach + width))
+            spectrum, weight = torch.fft.rfft2(field), plan.weight(number, radius_px)
             for level, gain in enumerate(widened(self.gains[plan.profile, number], factor)):
                 shaped = as_pairs(over_frequencies(gain, size))
                 whole = torch.fft.irfft2(scaled_spectrum(spectrum, shaped), s=size)
-                kept = whole[..., REACH_PX : REACH_PX + height, REACH_PX : REACH_PX + width]
-                change[:, level] += (kept - image) * (GAIN * weight)
+                change[:, level] += (whole[inside] - image) * (GAIN * weight)
         return change.flatten(0, 1)
 
 
@@ -102,30 +112,58 @@ class InverseFilters(nn.Module):
 def inverse_gains(floor: float, slope_px: float) -> Tensor:
     """Windowed Wiener inverses of all rungs relative to focus, float32, shape [profiles, radii, FREQUENCIES].
 
-    ``G / (G^2 + floor (1 + (slope f)^2))`` with G the ratio of defocused to in-focus transfer functions. The window
-    ends the filter at `REACH_PX`; frequency 0 passes unchanged.
+    ``G / (G^2 + floor (1 + (slope f)^2))`` with G the ratio of defocused to in-focus transfer functions. A window
+    ends each filter at its reach; frequency 0 passes unchanged.
     """
     ladder, fine = blur_ladder(), cycles_per_px()
     focused = ladder.in_focus[:, None]
     ratio = ladder.defocused * focused / (focused.square() + _IN_FOCUS_FLOOR)
     inverse = ratio / (ratio.square() + floor * (1.0 + (slope_px * fine).square()))
-    inverse = (inverse / inverse[..., :1]).flatten(0, 1)
-    cycles = torch.fft.fftfreq(_GRID_PX)
-    across = torch.fft.rfftfreq(_GRID_PX)
-    position = ((cycles[:, None].square() + across.square()).sqrt() / (fine[1] - fine[0])).clamp(max=FREQUENCIES - 1)
+    inverse = inverse / inverse[..., :1]
+    by_rung = zip(inverse.unbind(1), RADII_PX, strict=True)
+    return torch.stack([_ended(tables, filter_reach_px(radius_px)) for tables, radius_px in by_rung], 1)
+
+
+def filter_reach_px(radius_px: float) -> float:
+    """How far light may have come from, as a filter for a blur of this radius has it: it ends there."""
+    return max(_REACH_PX, _REACH_RADII * radius_px)
+
+
+def _ended(tables: Tensor, reach_px: float) -> Tensor:
+    """Radial transfer functions [n, FREQUENCIES] of kernels that end at a distance."""
+    side, fine = 2 * round(0.5 * _GRID * reach_px), cycles_per_px()
+    position = (torch.fft.fftfreq(side)[:, None].square() + torch.fft.rfftfreq(side).square()).sqrt()
+    position = (position / (fine[1] - fine[0])).clamp(max=FREQUENCIES - 1)
     lower = position.floor().to(torch.int64).clamp(max=FREQUENCIES - 2)
     share = position - lower
-    place = torch.fft.fftfreq(_GRID_PX, 1.0 / _GRID_PX)
-    away = ((place[:, None].square() + place.square()).sqrt() / REACH_PX).clamp(max=1.0)
+    place = torch.fft.fftfreq(side, 1.0 / side)
+    away = ((place[:, None].square() + place.square()).sqrt() / reach_px).clamp(max=1.0)
     window = (0.5 + 0.5 * torch.cos(math.pi * away)).sqrt()
-    gains = []
-    for row in inverse:
-        kernel = torch.fft.irfft2(torch.lerp(row[lower], row[lower + 1], share), s=(_GRID_PX, _GRID_PX)) * window
+    ended = []
+    for table in tables:
+        kernel = torch.fft.irfft2(torch.lerp(table[lower], table[lower + 1], share), s=(side, side)) * window
         # The projection of a round kernel has its radial spectrum (projection-slice theorem).
-        line = F.pad(torch.fft.fftshift(kernel.sum(0)), (FREQUENCIES - 1 - _GRID_PX // 2,) * 2)
+        line = F.pad(torch.fft.fftshift(kernel.sum(0)), (FREQUENCIES - 1 - side // 2,) * 2)
         spectrum = torch.fft.rfft(torch.fft.ifftshift(line)).real
-        gains.append(spectrum / spectrum[0])
-    return torch.stack(gains).reshape(len(PROFILES), len(RADII_PX), FREQUENCIES)
+        ended.append(spectrum / spectrum[0])
+    return torch.stack(ended)
+
+
+class Surroundings(NamedTuple):
+    """What is expected of an image and beyond its rims, as means of squares: a field whose ends meet.
+
+    Attributes
+    ----------
+    expected : Tensor, float32, shape [C, rows, columns]
+    side_px : int
+        Of the squares.
+    reach : int
+        So many of them lie before the image.
+    """
+
+    expected: Tensor
+    side_px: int
+    reach: int
 
 
 class Rungs(NamedTuple):
@@ -198,11 +236,30 @@ def scaled_spectrum(spectrum: Tensor, pairs: Tensor) -> Tensor:
     return torch.view_as_complex(torch.view_as_real(spectrum) * pairs)
 
 
-def _continued(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Continue [C, H, W] by reflection to `size`, `REACH_PX` of it in front."""
-    below, right = size[0] - image.shape[-2] - REACH_PX, size[1] - image.shape[-1] - REACH_PX
-    if below < image.shape[-2] and right < image.shape[-1]:
-        return F.pad(image, (REACH_PX, right, REACH_PX, below), mode="reflect")
-    for axis, wanted in zip((-2, -1), size, strict=True):
-        image = image.index_select(axis, mirrored(image.shape[axis], wanted, REACH_PX, image.device))
-    return image
+def _mirrored(image: Tensor, number: int) -> tuple[Tensor, int]:
+    """Continue [C, H, W] by reflection as far as a rung's filters reach, and say how many pixels stand in front."""
+    reach = math.ceil(filter_reach_px(RADII_PX[number]))
+    height, width = (fast_fft_length(length + 2 * reach) for length in image.shape[-2:])
+    return mirrored_to(image, (height, width), reach), reach
+
+
+def _surrounded(image: Tensor, around: Surroundings) -> tuple[Tensor, int]:
+    """Continue [C, H, W] by what is expected, and say how many pixels stand in front.
+
+    What the expected leaves unexplained, noise above all, is mirrored and fades away: an edge between the image and
+    what surrounds it would ring through the filters.
+    """
+    height, width = image.shape[-2:]
+    reach = around.side_px * around.reach
+    field = F.interpolate(around.expected[None], scale_factor=around.side_px, mode="bilinear", align_corners=False)[0]
+    rows, columns = field.shape[-2:]
+    left = image - field[..., reach : reach + height, reach : reach + width]
+    fading = _fading(height, rows, reach, image.device)[:, None] * _fading(width, columns, reach, image.device)
+    return field.addcmul_(mirrored_to(left, (rows, columns), reach), fading), reach
+
+
+def _fading(length: int, whole: int, before: int, device: torch.device) -> Tensor:
+    """1 over an image's length, and in straight lines to 0 at a distance from both its ends, whatever its field is."""
+    place = torch.arange(whole, device=device) - before
+    away = torch.maximum(-place, place - length + 1).clamp_min(0)
+    return (1.0 - away / before).clamp_min(0.0)

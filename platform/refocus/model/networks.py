@@ -267,8 +267,12 @@ class _UNet(nn.Module):
 
     def evidence(self, image: Tensor, blur: Tensor) -> _Evidence:
         """Images and what undoing their blur would change."""
-        seen = [module for module in (self.filters, self.deconvolution) if module is not None]
-        return _Evidence(image, tuple(module(image, blur) for module in seen))
+        deconvolved = self.deconvolution(image, blur) if self.deconvolution is not None else None
+        proposed = [deconvolved.changes] if deconvolved is not None else []
+        if self.filters is not None:
+            around = deconvolved.surroundings if deconvolved is not None else None
+            proposed.insert(0, self.filters(image, blur, around))
+        return _Evidence(image, tuple(proposed))
 
     def _refocused(self, own: _Evidence, blur: Tensor, guide: _Evidence | None = None) -> Prediction:
         features = own.features(self.config.unshuffle)

@@ -209,6 +209,13 @@ def mirrored(size: int, wanted: int, before: int, device: torch.device | None = 
     return torch.where(place < size, place, 2 * (size - 1) - place)
 
 
+def mirrored_to(images: Tensor, size: tuple[int, int], before: int) -> Tensor:
+    """Continue images [..., H, W] by reflection to `size`, any distance out, `before` samples in front along both."""
+    for axis, wanted in zip((-2, -1), size, strict=True):
+        images = images.index_select(axis, mirrored(images.shape[axis], wanted, before, images.device))
+    return images
+
+
 def _check(emission: Tensor, axes: int, expected: str) -> None:
     if emission.ndim != axes or not emission.is_floating_point():
         raise InputError(f"emission has shape {tuple(emission.shape)} and {emission.dtype}; expected float {expected}.")

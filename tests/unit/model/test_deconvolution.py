@@ -24,7 +24,7 @@ def _spots(side: int = 256) -> torch.Tensor:
 def test_the_second_stage_comes_nearer_to_what_was_blurred(radius_px: float) -> None:
     sharp = _spots()
     blurred = out_of_focus(sharp, radius_px)
-    change = RichardsonLucy()(blurred, blur_planes(radius_px, 256, 256)) / GAIN
+    change = RichardsonLucy()(blurred, blur_planes(radius_px, 256, 256)).changes / GAIN
     means, truth = F.avg_pool2d(blurred, 2), F.avg_pool2d(sharp, 2)
     inside = (..., slice(24, -24), slice(24, -24))
     errors = [(means + step - truth)[inside].square().mean() for step in (0.0 * change[:, :1], *change.split(1, 1))]
@@ -53,7 +53,7 @@ def test_wide_blurs_get_more_steps_at_no_more_cost() -> None:
 def test_light_stays_in_the_image_and_is_positive() -> None:
     blurred = out_of_focus(_spots(), 10.0)
     means = F.avg_pool2d(blurred, 2)
-    for change in RichardsonLucy()(blurred, blur_planes(10.0, 256, 256)).split(1, 1):
+    for change in RichardsonLucy()(blurred, blur_planes(10.0, 256, 256)).changes.split(1, 1):
         found = means + change / GAIN
         # The transfer function of focus rings a little about bright spots.
         assert found.min() > -0.05 * found.max()
@@ -63,9 +63,10 @@ def test_light_stays_in_the_image_and_is_positive() -> None:
 
 def test_near_focus_it_has_nothing_to_say() -> None:
     x = torch.rand(1, 3, 64, 64)
-    answer = RichardsonLucy()(x, blur_planes(2.0, 64, 64))
+    answer, surroundings = RichardsonLucy()(x, blur_planes(2.0, 64, 64))
     assert answer.shape == (1, 3 * STAGES, 32, 32)
     assert answer.eq(0).all()
+    assert surroundings == [[None]]
 
 
 @pytest.mark.parametrize(("radius_px", "halo_px"), [(9.0, 64), (21.0, 224)])
@@ -73,8 +74,8 @@ def test_tiles_agree_with_the_whole(radius_px: float, halo_px: int) -> None:
     side, cut = 2 * halo_px + 256, 64
     x = out_of_focus(_spots(side), radius_px)
     deconvolution = RichardsonLucy()
-    whole = deconvolution(x, blur_planes(radius_px, side, side)) / GAIN
-    part = deconvolution(x[..., cut:], blur_planes(radius_px, side, side - cut)) / GAIN
+    whole = deconvolution(x, blur_planes(radius_px, side, side)).changes / GAIN
+    part = deconvolution(x[..., cut:], blur_planes(radius_px, side, side - cut)).changes / GAIN
     # A halo from the cut, what the steps passed on from there has faded: a tenth of a grey level of 8 bits at most,
     # though the two fields have transforms of different length.
     difference = (whole[..., (cut + halo_px) // 2 :] - part[..., halo_px // 2 :]).abs().max()
@@ -83,10 +84,10 @@ def test_tiles_agree_with_the_whole(radius_px: float, halo_px: int) -> None:
 
 def test_uneven_radii_between_rungs_mix_their_answers() -> None:
     x, deconvolution = _spots(96), RichardsonLucy()
-    low, high = (deconvolution(x, blur_planes(RADII_PX[rung], 96, 96)) for rung in (30, 31))
+    low, high = (deconvolution(x, blur_planes(RADII_PX[rung], 96, 96)).changes for rung in (30, 31))
     planes = blur_planes((RADII_PX[30] * RADII_PX[31]) ** 0.5, 96, 96)
     planes[:, 0, :, 48:] = RADII_PX[31]
-    mixed = deconvolution(x, planes)
+    mixed = deconvolution(x, planes).changes
     torch.testing.assert_close(mixed[..., :24], 0.5 * (low + high)[..., :24], atol=1e-4, rtol=0)  # rounding
     torch.testing.assert_close(mixed[..., 24:], high[..., 24:], atol=1e-4, rtol=0)
 
@@ -98,7 +99,9 @@ def test_an_even_radius_between_rungs_is_deconvolved_by_itself() -> None:
     means, truth = F.avg_pool2d(blurred, 2), F.avg_pool2d(sharp, 2)
     inside = (..., slice(24, -24), slice(24, -24))
     left = [
-        (means + deconvolution(blurred, blur_planes(radius, 256, 256))[:, 1:] / GAIN - truth)[inside].square().mean()
+        (means + deconvolution(blurred, blur_planes(radius, 256, 256)).changes[:, 1:] / GAIN - truth)[inside]
+        .square()
+        .mean()
         for radius in (RADII_PX[52], middle_px, RADII_PX[53])
     ]
     # A little wider than the truth is best after so many steps: what counts is that it beats mixing both.

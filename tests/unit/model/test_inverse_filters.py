@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
+import torch.nn.functional as F
 
 from blurs import blur_planes, out_of_focus
-from refocus.model.inverse_filters import GAIN, REACH_PX, InverseFilters, inverse_gains
+from refocus.model.deconvolution import RichardsonLucy
+from refocus.model.inverse_filters import GAIN, InverseFilters, _surrounded, filter_reach_px, inverse_gains
 from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX
 
 LEVELS = ((3e-4, 60.0), (1.2e-2, 20.0))
@@ -13,7 +18,7 @@ LEVELS = ((3e-4, 60.0), (1.2e-2, 20.0))
 
 def _scene(side: int = 384) -> torch.Tensor:
     noise = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.avg_pool2d(noise, 7, 1, 3)
+    smooth = F.avg_pool2d(noise, 7, 1, 3)
     return (smooth - smooth.min()) / (smooth.max() - smooth.min())
 
 
@@ -42,12 +47,47 @@ def test_a_constant_needs_no_change_at_any_size() -> None:
         assert answer.abs().max() < 1e-4  # a transform's rounding
 
 
-def test_a_filter_reaches_no_further_than_it_says() -> None:
-    point = torch.zeros(1, 1, 1, 2 * REACH_PX + 101)
+@pytest.mark.parametrize("radius_px", [RADII_PX[20], RADII_PX[-1]])
+def test_a_filter_reaches_no_further_than_it_says(radius_px: float) -> None:
+    reach = math.ceil(filter_reach_px(radius_px))
+    point = torch.zeros(1, 1, 1, 2 * reach + 101)
     point[..., 50] = 1.0
-    answer = InverseFilters(LEVELS)(point, blur_planes(RADII_PX[-1], 1, point.shape[-1]))[0, 0, 0]
+    answer = InverseFilters(LEVELS)(point, blur_planes(radius_px, 1, point.shape[-1]))[0, 0, 0]
     # Gains between their columns are interpolated: a ten-thousandth of the peak wraps around.
-    assert answer[50 + REACH_PX + 2 :].abs().max() < 1e-2 * answer.abs().max()
+    assert answer[50 + reach + 2 :].abs().max() < 1e-2 * answer.abs().max()
+
+
+@pytest.mark.parametrize("radius_px", [7.0, 20.0])
+def test_light_from_beyond_the_rims_is_not_taken_for_a_mirror_image(radius_px: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    discs = F.avg_pool2d((torch.rand(1, 1, 512, 512, generator=generator) > 0.998).float(), 13, 1, 6) * 169
+    window = (..., slice(128, 384), slice(128, 384))
+    noise = 0.01 * torch.randn(1, 1, 256, 256, generator=generator)
+    seen, planes = out_of_focus(discs, radius_px)[window] + noise, blur_planes(radius_px, 256, 256)
+    filters = InverseFilters(LEVELS[:1])
+
+    width = round(radius_px)
+    rims = torch.ones(256, 256, dtype=torch.bool)
+    rims[width:-width, width:-width] = False
+
+    def error(change: torch.Tensor) -> float:
+        return float((seen + change / GAIN - discs[window])[..., rims].square().mean())
+
+    surroundings = RichardsonLucy()(seen, planes).surroundings
+    assert error(filters(seen, planes, surroundings)) < 0.9 * error(filters(seen, planes))
+
+
+def test_what_surrounds_an_image_leaves_no_edge_at_its_rims() -> None:
+    generator = torch.Generator().manual_seed(1)
+    seen = out_of_focus(_scene(256), 12.0) + 0.02 * torch.randn(1, 1, 256, 256, generator=generator)
+    ((around,),) = RichardsonLucy()(seen, blur_planes(12.0, 256, 256)).surroundings
+    assert around is not None
+    field, reach = _surrounded(seen[0], around)
+    assert torch.equal(field[..., reach : reach + 256, reach : reach + 256], seen[0])
+    steps = (field[..., 1:, :] - field[..., :-1, :])[0, :, reach : reach + 256].abs().mean(-1)
+    # Between the last row outside and the first inside as between any two rows of noise.
+    assert steps[reach - 1] < 1.3 * steps[reach : reach + 255].mean()
+    assert steps[reach + 255] < 1.3 * steps[reach : reach + 255].mean()
 
 
 def test_uneven_radii_between_rungs_mix_their_filters() -> None:
