@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ _PROCESSOR = torch.device("cpu")
 _aten = torch.ops.aten
 #: Whose places may lie in either memory.
 _INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
+#: Whose results the processor needs before it goes on; copies to it are the others.
+_WAITED_FOR = (_aten._local_scalar_dense.default, _aten.nonzero.default)
 
 
 class MemoriesMixed(Exception):
@@ -39,6 +42,24 @@ def pretended_accelerator() -> Iterator[torch.device]:
         patch.setattr(torch, "Generator", _Generator)
         with _Watching(), _Translating():
             yield ACCELERATOR
+
+
+@dataclass
+class Asked:
+    """How often an accelerator had to compute something, views apart, and the processor to wait for what it has."""
+
+    operations: int = 0
+    waits: int = 0
+
+
+@contextmanager
+def asked_of_accelerator() -> Iterator[Asked]:
+    """Count what the pretended accelerator is asked for meanwhile."""
+    outer, _memory.asked = _memory.asked, Asked()
+    try:
+        yield _memory.asked
+    finally:
+        _memory.asked = outer
 
 
 class _Generator(torch.Generator):
@@ -63,6 +84,7 @@ class _Memory:
         self._storages: dict[int, StorageWeakRef] = {}
         #: Whether it is for the accelerator's tensors what torch makes on its way through a function.
         self.lent = False
+        self.asked = Asked()
 
     def holds(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.untyped_storage()._cdata in self._storages
@@ -91,6 +113,9 @@ class _Watching(TorchDispatchMode):
             strangers = [tuple(t.shape) for t in met if isinstance(t, Tensor) and t.ndim and not _memory.holds(t)]
             if strangers:
                 raise MemoriesMixed(f"{func} of the accelerator's tensors and the processor's, of shapes {strangers}.")
+        if ours:
+            _memory.asked.operations += not func.is_view
+            _memory.asked.waits += func in _WAITED_FOR
         result = func(*args, **(kwargs or {}))
         if ours or (_memory.lent and not tensors):
             _memory.take(result)
@@ -155,4 +180,5 @@ def _moved(
         _memory.take(copied)
     else:
         _memory.give_back(copied)
+        _memory.asked.waits += 1
     return copied

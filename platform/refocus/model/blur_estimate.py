@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
-from refocus.model.blur_spectrum import CREDENCE, NoiseColour, noise_colour, rung_costs
+from refocus.model.blur_spectrum import COLOURS, CREDENCE, NoiseColour, noise_colour, rung_costs
 from refocus.model.normalisation import Normalisation, estimate
 from refocus.model.specimen import Specimen
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_RATIO, RUNG_SHARES
@@ -140,8 +141,9 @@ def estimate_blur(
     telling = (known.amax(-1) - known.amin(-1)).amax(-1).topk(min(len(lively), _WINDOWS_FOR_LIGHT)).indices
     asked = [lively[number] for number in telling.tolist()]
     within = max(1, sum(radius <= widest_px for radius in RADII_PX))
-    profile, gains = _likeliest(
-        known, telling, looked_at[telling], profile, absorbing=constants.absorbing, within=within
+    told = None if profile is None else [profile]
+    (profile,), (gains,) = _likeliest(
+        known[None], telling[None], looked_at[None, telling], told, absorbing=constants.absorbing, within=within
     )
     # A row of windows is in memory at a time.
     by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
@@ -152,7 +154,7 @@ def estimate_blur(
     chosen = _agreed(_smoothed(costs).argmin(-1))
     if chosen.max() - chosen.min() <= _EVEN_RUNGS:
         # No more than the estimate's own error: one filter for all is better than a patchwork of several.
-        radii = torch.full(chosen.shape, _least_costly(costs.sum((0, 1))))
+        radii = _least_costly(costs.sum((0, 1))[None]).expand(chosen.shape)
     else:
         radii = torch.tensor(RADII_PX)[chosen]
     return BlurEstimate(
@@ -162,31 +164,36 @@ def estimate_blur(
         profile,
         against.numpy(),
         in_favour.numpy(),
-        colour,
+        COLOURS[int(colour)],
     )
 
 
-def fitting_blur(images: Tensor, *, profile: int | None = None, absorbing: bool = False) -> Tensor:
+def fitting_blur(images: Tensor, *, profile: int | Sequence[int] | None = None, absorbing: bool = False) -> Tensor:
     """Radius and profile that fit each whole image best, or its radius in a known profile.
 
     Parameters
     ----------
     images : Tensor, float32, shape [B, C, H, W]
         Normalised.
-    profile : int, optional
+    profile : int, or B of them, optional
     absorbing : bool
         Whether specimens take light away; images are complements then.
 
     Returns
     -------
-    Tensor, shape [B, 2]
+    Tensor, float32, shape [B, 2]
     """
-    best = []
-    for window in images.mean(1, keepdim=True):
-        costs = rung_costs(window, profile=profile, colour=noise_colour(window, profile=profile))
-        number, gains = _likeliest(costs, torch.tensor([0]), window, profile, absorbing=absorbing)
-        best.append((_least_costly(costs[0, _row_of(number, profile)] - gains[0]), float(number)))
-    return torch.tensor(best, device=images.device)
+    windows = images.mean(1)
+    told = [profile] * len(images) if isinstance(profile, int) else profile
+    known = None if told is None else torch.tensor(told).to(images.device, non_blocking=True)
+    colour = noise_colour(windows[:, None], profile=known)
+    # What follows is decided on the processor: each look at an accelerator's memory waits for its queue.
+    costs = rung_costs(windows, profile=known, colour=colour).cpu()
+    only = torch.zeros(len(images), 1, dtype=torch.int64)
+    numbers, gains = _likeliest(costs[:, None], only, windows[:, None], told, absorbing=absorbing)
+    own = torch.stack([by_profile[_row_of(number, told)] for by_profile, number in zip(costs, numbers, strict=True)])
+    radii = _least_costly(own - gains[:, 0])
+    return torch.stack([radii, torch.tensor(numbers).to(radii)], 1).to(images.device)
 
 
 def with_blur(images: Tensor, blur: Tensor) -> Tensor:
@@ -195,48 +202,47 @@ def with_blur(images: Tensor, blur: Tensor) -> Tensor:
     return torch.cat([images, planes], 1)
 
 
-def _least_costly(costs: Tensor) -> float:
-    """Radius in pixels by costs [radii], between rungs.
+def _least_costly(costs: Tensor) -> Tensor:
+    """Radii in pixels by costs [B, radii], between rungs: [B].
 
     Where light is asked, the mean of what is likely about the lowest point: wide minima lean towards wide blurs, whose
     filters do more harm. Below, the lowest point itself, of a parabola through the best rung and its neighbours.
     """
-    best = int(costs.argmin())
-    if best == 0:
-        return RADII_PX[0]
-    if best < FIRST_RUNG:
-        below, lowest, above = costs[best - 1 : best + 2].tolist()
-        curvature = below - 2.0 * lowest + above
-        place = best + (0.5 * (below - above) / curvature if curvature > 0.0 else 0.0)
-    else:
-        last = len(costs) - 1
-        between = np.linspace(0.0, last, last * _PARTS + 1)
-        cost = CubicSpline(np.arange(last + 1), costs.cpu().double().numpy())(between)
-        near = np.abs(between - between[cost.argmin()]) <= _LIKELY_RUNGS
-        place = float(np.average(between[near], weights=np.exp(-CREDENCE * (cost[near] - cost.min()))))
-    return float(RADII_PX[0] * RUNG_RATIO ** (round(RUNG_SHARES * place) / RUNG_SHARES))
+    known = costs.double().numpy()
+    best, last = known.argmin(-1), known.shape[-1] - 1
+    about = best.clip(1, last - 1)[:, None] + (-1, 0, 1)
+    below, lowest, above = np.take_along_axis(known, about, -1).T
+    curvature = below - 2.0 * lowest + above
+    bottom = best + 0.5 * (below - above) / np.where(curvature > 0.0, curvature, np.inf)
+    between = np.linspace(0.0, last, last * _PARTS + 1)
+    cost = CubicSpline(np.arange(last + 1), known, axis=-1)(between)
+    near = np.abs(between - between[cost.argmin(-1), None]) <= _LIKELY_RUNGS
+    likely = near * np.exp(-CREDENCE * (cost - cost.min(-1, keepdims=True)))
+    mean = (likely * between).sum(-1) / likely.sum(-1)
+    place = np.select([best == 0, best < FIRST_RUNG], [0.0, bottom], mean)
+    return torch.from_numpy(RADII_PX[0] * RUNG_RATIO ** (np.round(RUNG_SHARES * place) / RUNG_SHARES)).float()
 
 
 def _likeliest(
     costs: Tensor,
     asked: Tensor,
     windows: Tensor,
-    told: int | None,
+    told: Sequence[int] | None,
     *,
     absorbing: bool,
     within: int = len(RADII_PX),
-) -> tuple[int, Tensor]:
-    """The profile that spectrum and light find likeliest, or the told one, and what light says of its rungs.
+) -> tuple[list[int], Tensor]:
+    """The profiles that spectra and light find likeliest, or the told ones, and what light says of their rungs.
 
     Parameters
     ----------
-    costs : Tensor, shape [n, profiles, radii]
-        The spectrum's, of the blind profiles or of the told one alone.
-    asked : Tensor, int64, shape [m]
+    costs : Tensor, shape [B, n, profiles, radii]
+        By the spectra of n windows of each image, of the blind profiles or of the told one alone.
+    asked : Tensor, int64, shape [B, m]
         Numbers of those windows among the n whose light is looked at.
-    windows : Tensor, shape [m, h, w]
-        These windows.
-    told : int or None
+    windows : Tensor, shape [B, m, h, w]
+        These windows, on any device; all else is the processor's.
+    told : sequence of B int, or None
     absorbing : bool
         Whether specimens take light away.
     within : int
@@ -244,34 +250,45 @@ def _likeliest(
 
     Returns
     -------
-    profile : int
-    gains : Tensor, shape [m, radii]
+    profiles : list of B int
+    gains : Tensor, shape [B, m, radii]
     """
-    contenders = _contenders(costs[..., :within], len(asked)) if told is None else {told: 0.0}
-    first = next(iter(contenders))
-    gains, totals = {}, {}
-    for number, cost in contenders.items():
-        own = costs[asked, _row_of(number, told)]
-        # Ways are steep through low apertures: against these they speak only where the spectrum prefers another.
-        doubted = not _is_low(number) or (told is None and number != first)
-        seen = zip(windows, own, strict=True)
-        gains[number] = torch.stack(
-            [support(window, known, number, doubted=doubted, absorbing=absorbing) for window, known in seen]
-        )
-        gained = own[:, :within].amin(-1) - (own - gains[number])[:, :within].amin(-1)
-        totals[number] = cost - float(gained.sum())
-    best = min(contenders, key=lambda number: totals[number])
-    return best, gains[best]
+    each, judged = asked.shape[1], costs[..., :within]
+    if told is None:
+        cost, lowest = judged.amin(-1).sum(1).tolist(), judged.sum(1).argmin(-1).tolist()
+        contenders = [_contenders(*own, each) for own in zip(cost, lowest, strict=True)]
+    else:
+        contenders = [{number: 0.0} for number in told]
+    # Ways are steep through low apertures: against these they speak only where the spectrum prefers another.
+    pairs = [
+        (image, number, place > 0 or not _is_low(number))
+        for image, numbers in enumerate(contenders)
+        for place, number in enumerate(numbers)
+    ]
+    image, number, doubted = torch.tensor(pairs).unbind(1)
+    own = costs[image[:, None], asked[image], torch.tensor([[_row_of(number, told)] for _, number, _ in pairs])]
+    gains = support(
+        windows[image.to(windows.device, non_blocking=True)].flatten(0, 1),
+        own.flatten(0, 1),
+        number.repeat_interleave(each),
+        doubted=doubted.bool().repeat_interleave(each),
+        absorbing=absorbing,
+    ).view_as(own)
+    gained = (own[..., :within].amin(-1) - (own - gains)[..., :within].amin(-1)).sum(-1).tolist()
+    totals = [contenders[of][through] - gain for (of, through, _), gain in zip(pairs, gained, strict=True)]
+    by_image = groupby(range(len(pairs)), key=lambda place: pairs[place][0])
+    best = [min(places, key=lambda place: totals[place]) for _, places in by_image]
+    return [pairs[place][1] for place in best], gains[best]
 
 
-def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
+def _contenders(costs: Sequence[float], lowest: Sequence[int], windows_for_light: int) -> dict[int, float]:
     """Blind profiles that light may choose from, the likeliest first, and what they cost all windows without it.
 
     They are the best one of each aperture, as far as light in so many windows could make up for its cost. `costs` are
-    the spectrum's, [windows, profiles, radii].
+    the spectrum's of each blind profile, and `lowest` the rungs where they are lowest.
     """
-    by_profile = dict(zip(BLIND_PROFILES, costs.amin(-1).sum(0).tolist(), strict=True))
-    rungs = dict(zip(BLIND_PROFILES, costs.sum(0).argmin(-1).tolist(), strict=True))
+    by_profile = dict(zip(BLIND_PROFILES, costs, strict=True))
+    rungs = dict(zip(BLIND_PROFILES, lowest, strict=True))
     likeliest = sorted(by_profile, key=lambda number: by_profile[number])
     first = next(number for number in likeliest if not _is_steep(number))
     # The same blur counts a few rungs more or less through another aperture: of blurs at the edge of what is looked at
@@ -287,7 +304,7 @@ def _contenders(costs: Tensor, windows_for_light: int) -> dict[int, float]:
     return {number: by_profile[number] + (price if number in changed else 0.0) for number in best.values()}
 
 
-def _row_of(number: int, told: int | None) -> int:
+def _row_of(number: int, told: Sequence[int] | None) -> int:
     """Where a profile's costs stand among those of the blind ones, or of the told one alone."""
     return BLIND_PROFILES.index(number) if told is None else 0
 

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refocus.model.deconvolution import Deconvolution
+from refocus.model.blur_spectrum import numbers_at_once
+from refocus.model.deconvolution import Deconvolution, reach_of
 from refocus.optics.ladder import PROFILES, RADII_PX, RUNG_RATIO, blur_ladder, widened
 
 #: Smaller windows hold too little beside what came from outside.
@@ -35,10 +36,11 @@ class _Look(NamedTuple):
     steps: int
 
 
-#: Narrower blurs, below 10 px, are the spectrum's matter.
-FIRST_RUNG = 39
-#: From 10 px, and from 20 px on; and which change of slope is that of a sharp specimen there.
-_LOOKS = ((range(FIRST_RUNG, 51), _Look(4, 12), 1.0), (range(51, len(RADII_PX)), _Look(8, 20), 1.5))
+#: Corners are looked for from 10 px on (narrower blurs are the spectrum's matter), in another way from 20 px on; and
+#: which change of slope is that of a sharp specimen there.
+FIRST_RUNG, _FAR_FROM = 39, 51
+_NEAR, _FAR = _Look(4, 12), _Look(8, 20)
+_SHARP_NEAR, _SHARP_FAR = 1.0, 1.5
 #: What counts for a rung: nats for each logarithm of the unexplained light that the slope changes by, and of those at
 #: most so many. On 24 specimens of the calibration split through five objectives 15 to 30 nats did alike.
 _NATS, _SHARPEST = 20.0, 2.0
@@ -66,101 +68,123 @@ _PLAUSIBLE_NATS = 30.0
 _FIRST_BELIEVED = 24
 
 
-def support(window: Tensor, costs: Tensor, profile: int, *, doubted: bool = True, absorbing: bool = False) -> Tensor:
+def support(
+    windows: Tensor, costs: Tensor, profiles: Tensor, *, doubted: Tensor | bool = True, absorbing: bool = False
+) -> Tensor:
     """How much each rung of the ladder gains or loses by the light that could explain a window, in nats.
 
     Parameters
     ----------
-    window : Tensor, float32, shape [h, w]
-        Normalised as networks see it: nothing where there is no specimen.
-    costs : Tensor, float32, shape [radii]
-        What the window's spectrum says of each rung: :func:`refocus.model.blur_spectrum.rung_costs`.
-    profile : int
+    windows : Tensor, float32, shape [n, h, w]
+        Normalised as networks see them: nothing where there is no specimen.
+    costs : Tensor, float32, shape [n, radii]
+        What the windows' spectra say of each rung (:func:`refocus.model.blur_spectrum.rung_costs`). In the processor's
+        memory, as all but the windows: what is looked at follows from it.
+    profiles : Tensor, int64, shape [n]
         Whose rungs these are.
-    doubted : bool
+    doubted : Tensor, bool, shape [n], or bool
         Whether the way to a rung can speak against it.
     absorbing : bool
         Specimens that take light away have weak corners at the blur itself, not beyond it.
 
     Returns
     -------
-    Tensor, float32, shape [radii]
+    Tensor, float32, shape [n, radii]
         0 everywhere for windows that are too small or say nothing.
     """
-    gains = torch.zeros_like(costs)
-    if min(window.shape) < SMALLEST_WINDOW_PX or int(costs.argmin()) < _FIRST_BELIEVED:
-        return gains
-    plausible = (costs <= costs.min() + _PLAUSIBLE_NATS).nonzero().flatten().tolist()
-    with torch.no_grad(), torch.autocast(window.device.type, enabled=False):
-        for reach, look, _ in _LOOKS:
-            rungs = [number for number in plausible if number in reach]
-            if rungs:
-                gains[rungs] = _NATS * _corners(window, rungs, profile, look).clamp(0.0, _SHARPEST)
-        if not absorbing:
-            gains = _before_weak_corners(gains)
-        if doubted and plausible[-1] > _WAY_FROM and PROFILES[profile].numerical_aperture < _STEEP_BY_ITSELF:
-            gains -= _NATS_AGAINST * _steepness(window, plausible[-1], profile)
-    return gains
+    if min(windows.shape[-2:]) < SMALLEST_WINDOW_PX:
+        return torch.zeros_like(costs)
+    number = torch.arange(len(RADII_PX))
+    believed = costs.argmin(-1, keepdim=True) >= _FIRST_BELIEVED
+    plausible = believed & (costs <= costs.amin(-1, keepdim=True) + _PLAUSIBLE_NATS)
+    near = plausible & (number >= FIRST_RUNG) & (number < _FAR_FROM)
+    far = plausible & (number >= _FAR_FROM)
+    level = torch.tensor([profile.numerical_aperture < _STEEP_BY_ITSELF for profile in PROFILES])[profiles]
+    way = _way(plausible) & (level & doubted)[:, None]
+    with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
+        looks = (_around(near), _NEAR), (_around(far), _FAR), (way, _WAY)
+        # Waited for once, when all is on its way.
+        left = torch.stack([_unexplained(windows, asked, profiles, look) for asked, look in looks]).cpu()
+    corners = torch.where(near, _corners(left[0]), 0.0) + torch.where(far, _corners(left[1]), 0.0)
+    gains = _NATS * corners.clamp(0.0, _SHARPEST)
+    if not absorbing:
+        gains = _before_weak_corners(gains)
+    return gains - _NATS_AGAINST * _steepness(left[2], way.sum(-1, keepdim=True))
 
 
-def _corners(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Tensor:
-    """Change of slope of the logarithm of what stays unexplained, at each rung."""
-    looked_at = sorted({number + step for number in rungs for step in (-_SPAN, 0, _SPAN)})
-    left = _unexplained(window, looked_at, profile, look)
-    at = {number: left[place] for place, number in enumerate(looked_at)}
-    before = torch.stack([at[number] - at[number - _SPAN] for number in rungs])
-    after = torch.stack([at[number + _SPAN] - at[number] for number in rungs])
+def _around(rungs: Tensor) -> Tensor:
+    """Rungs [n, radii] and those between which their corners are measured: [n, radii + _SPAN]."""
+    padded = F.pad(rungs, (_SPAN, 2 * _SPAN))
+    return padded[:, : -2 * _SPAN] | padded[:, _SPAN:-_SPAN] | padded[:, 2 * _SPAN :]
+
+
+def _corners(left: Tensor) -> Tensor:
+    """Change of slope of the logarithm of what stays unexplained [n, radii + _SPAN], at each rung."""
+    after = left[:, _SPAN:] - left[:, :-_SPAN]
+    before = F.pad(after, (_SPAN, 0))[:, :-_SPAN]
     # Far beyond the corner the way is steep, and at first grows steeper.
     return after - before - _STEEP_COUNTS * (before - _STEEP).clamp_min(0.0)
 
 
 def _before_weak_corners(gains: Tensor) -> Tensor:
-    """Move what corners gain [radii] to narrower rungs, by as much as the sharpest of them is weak."""
-    if not gains.any():
-        return gains
-    sharpest = int(gains.argmax())
-    sharp = next(change for reach, _, change in _LOOKS if sharpest in reach)
-    weaker = math.log(sharp * _NATS / float(gains[sharpest]))
-    beyond = min(max(_RUNGS_BEYOND * weaker, 0.0), _FURTHEST_BEYOND)
-    return _read_at(gains, torch.arange(len(gains), device=gains.device) + beyond)
+    """Move what corners gain [n, radii] to narrower rungs, by as much as the sharpest of them is weak."""
+    sharpest = gains.argmax(-1, keepdim=True)
+    sharp = torch.where(sharpest < _FAR_FROM, _SHARP_NEAR, _SHARP_FAR)
+    weaker = (sharp * _NATS / gains.gather(-1, sharpest)).log()
+    beyond = (_RUNGS_BEYOND * weaker).clamp(0.0, _FURTHEST_BEYOND)
+    return _read_at(gains, torch.arange(gains.shape[-1]) + beyond)
 
 
-def _steepness(window: Tensor, last: int, profile: int) -> Tensor:
-    """By how much the way up to each rung, up to `last`, has been steeper than `_LEVEL` in every stride: [radii].
+def _way(plausible: Tensor) -> Tensor:
+    """Rungs on the way up to the last plausible one [n, radii + _SPAN]; none where it is too short to be steep."""
+    number = torch.arange(plausible.shape[-1])
+    last = (plausible * number).amax(-1, keepdim=True)
+    passed = (number <= last) & (number >= _WAY_FROM) & ((number - _WAY_FROM) % _STRIDE == 0)
+    return F.pad(passed & (passed.sum(-1, keepdim=True) > _IN_A_ROW), (0, _SPAN))
+
+
+def _steepness(left: Tensor, passed: Tensor) -> Tensor:
+    """By how much the way up to each rung has been steeper than `_LEVEL` in every stride: [n, radii].
 
     It counts a stride later: where the slope begins must stay level, since there the radius is found to a percent.
+    `left` [n, radii + _SPAN] is what stays unexplained on the way, and `passed` [n, 1] how many rungs that has.
     """
-    passed = list(range(_WAY_FROM, last + 1, _STRIDE))
-    if len(passed) <= _IN_A_ROW:
-        return torch.zeros(len(RADII_PX), device=window.device)
-    excess = (_unexplained(window, passed, profile, _WAY).diff() - _LEVEL).clamp_min(0.0)
-    least = F.pad(excess.unfold(0, _IN_A_ROW, 1).amin(-1), (_IN_A_ROW, 0))
-    return _read_at(least, (torch.arange(len(RADII_PX), device=window.device) - _WAY_FROM) / _STRIDE - 1.0)
+    excess = (left[:, _WAY_FROM::_STRIDE].diff() - _LEVEL).clamp_min(0.0)
+    least = F.pad(excess.unfold(-1, _IN_A_ROW, 1).amin(-1), (_IN_A_ROW, 0))
+    strides = (torch.arange(len(RADII_PX)) - _WAY_FROM) / _STRIDE - 1.0
+    return _read_at(least, torch.minimum(strides, passed - 1.0))
 
 
 def _read_at(values: Tensor, place: Tensor) -> Tensor:
-    """Values [n] at places between their numbers, in straight lines; constant beyond the first and last."""
-    place = place.clamp(0.0, len(values) - 1.0)
+    """Values [n, m] at places [n, k] between their numbers, in straight lines; constant beyond the first and last."""
+    place = place.clamp(0.0, values.shape[-1] - 1.0)
     lower, upper = place.floor().to(torch.int64), place.ceil().to(torch.int64)
-    return torch.lerp(values[lower], values[upper], (place - lower).to(values))
+    return torch.lerp(values.gather(-1, lower), values.gather(-1, upper), (place - lower).to(values))
 
 
-def _unexplained(window: Tensor, rungs: list[int], profile: int, look: _Look) -> Tensor:
-    """Logarithm of what stays unexplained by light through each of ascending rungs."""
-    ladder = _rungs_on(window.device)[profile]
-    tables = torch.stack([_beyond(ladder, number) for number in rungs])
-    widest = RADII_PX[0] * RUNG_RATIO ** rungs[-1]
-    light = Deconvolution(F.avg_pool2d(window[None].float(), look.side_px), look.side_px, widest, tables)
-    light.advanced(look.steps)
-    return light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
+def _unexplained(windows: Tensor, asked: Tensor, profiles: Tensor, look: _Look) -> Tensor:
+    """Logarithm of what stays unexplained by light through each of the rungs that are asked for [n, radii + _SPAN]."""
+    left = windows.new_zeros(asked.shape, dtype=torch.float32)
+    means, ladder = F.avg_pool2d(windows.float(), look.side_px), _rungs_on(windows.device)
+    number = torch.arange(asked.shape[-1])
+    reaches = torch.tensor([reach_of(RUNG_RATIO**rung, look.side_px) for rung in number.tolist()])
+    # A window's widest blur says from how far light comes. Those with as much room around them go together.
+    room = reaches[(asked * number).amax(-1)]
+    for reach in sorted(set(room[asked.any(-1)].tolist())):
+        row, rung = (asked & (room == reach)[:, None]).nonzero().unbind(1)
+        widest_px = RUNG_RATIO ** int(rung.max())
+        at_once = max(1, numbers_at_once(windows.device) // math.prod(n + 2 * reach for n in means.shape[1:]))
+        hypotheses = torch.stack([row, profiles[row], rung]).to(windows.device, non_blocking=True)
+        for at, profile, through in torch.split(hypotheses, at_once, 1):
+            light = Deconvolution(means[at], look.side_px, widest_px, ladder[profile, through])
+            light.advanced(look.steps)
+            left[at, through] = light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
+    return left
 
 
 @lru_cache(maxsize=4)
 def _rungs_on(device: torch.device) -> Tensor:
-    return blur_ladder().defocused.to(device)
-
-
-def _beyond(ladder: Tensor, number: int) -> Tensor:
-    """Transfer function of a rung; of those that the ladder has not, its last one widened."""
-    last = len(ladder) - 1
-    return ladder[number] if number <= last else widened(ladder[last], RUNG_RATIO ** (number - last))
+    """Transfer functions of the ladder and, its last rung widened, beyond: [profiles, radii + _SPAN, FREQUENCIES]."""
+    ladder = blur_ladder().defocused
+    beyond = [widened(ladder[:, -1:], RUNG_RATIO**step) for step in range(1, _SPAN + 1)]
+    return torch.cat([ladder, *beyond], 1).to(device)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -79,136 +80,158 @@ class NoiseColour(NamedTuple):
     order: float
 
 
-_COLOURS = tuple(NoiseColour(cutoff, order) for order in _ORDERS for cutoff in _CUTOFFS)
 #: Where none of these is better than white noise by so many nats none of the others is by enough: 97% of images as
 #: cameras record them take a fifth of the time.
-_FIRST_LOOK, _WORTH_MORE_NATS = (NoiseColour(0.15, 4.0), NoiseColour(0.24, 4.0), NoiseColour(0.37, 4.0)), 30.0
+_FIRST_LOOK, _WORTH_MORE_NATS = [NoiseColour(0.15, 4.0), NoiseColour(0.24, 4.0), NoiseColour(0.37, 4.0)], 30.0
+_FALLS = [*_FIRST_LOOK, *(NoiseColour(*fall) for fall in product(_CUTOFFS, _ORDERS) if fall not in _FIRST_LOOK)]
+#: What noise may be; None is white.
+COLOURS: tuple[NoiseColour | None, ...] = (None, *_FALLS)
 
 
-def noise_colour(windows: Tensor, *, profile: int | None = None) -> NoiseColour | None:
-    """How the noise of an image falls with frequency, or None where it is white as far as its spectrum tells.
+def noise_colour(windows: Tensor, *, profile: int | Tensor | None = None) -> Tensor:
+    """How the noise of images falls with frequency, as far as their spectra tell.
 
     Parameters
     ----------
-    windows : Tensor, float32, shape [B, h, w]
-        Of one image.
-    profile : int, optional
+    windows : Tensor, float32, shape [..., n, h, w]
+        So many of each image.
+    profile : int or Tensor, int64, shape [...], optional
         Of the optics; otherwise the usual one.
+
+    Returns
+    -------
+    Tensor, int64, shape [...]
+        Numbers in :data:`COLOURS`.
     """
+    white = torch.zeros(windows.shape[:-3], dtype=torch.int64, device=windows.device)
     side = min(windows.shape[-2:])
     if side < _SMALLEST_PX:
-        return None
+        return white
     with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
         seen = _spectra(windows.float())
         rungs, slopes = _rung_tables(side, windows.device)
-        rungs = rungs[_USUAL_PROFILE if profile is None else profile, ::_STRIDE]
-        shapes = (rungs[:, None] * slopes).flatten(0, 1)
-        by_white = _costs(seen, shapes, None).mean(0)
-        at_first = min(_costs(seen, shapes, colour).mean(0).amin() for colour in _FIRST_LOOK)
-        if by_white.amin() - at_first < _WORTH_MORE_NATS:
-            return None
-        costs = torch.stack([_costs(seen, shapes, colour).mean(0) for colour in _COLOURS])
-    by_colour = costs.amin(-1)
-    best = int(by_colour.argmin())
-    beyond_white = by_white.amin() - by_colour[best]
-    beyond_sharp = costs[:, : _FIRST_COLOURED // _STRIDE].amin() - by_colour[best]
-    if beyond_white > _BEYOND_WHITE_NATS and beyond_sharp > _BEYOND_SHARP_NATS:
-        return _COLOURS[best]
-    if beyond_white > _BEYOND_WIDE_NATS:
-        radius = rung_costs(windows, profile=profile).sum(0).amin(0).argmin()
-        return _COLOURS[best] if radius >= _FIRST_COLOURED else None
-    return None
+        shapes = _shapes(rungs[_USUAL_PROFILE if profile is None else profile][..., None, ::_STRIDE, :], slopes)
+        costs = _costs_by_colour(seen, shapes, range(1 + len(_FIRST_LOOK)))
+        least = costs.amin(-1)
+        doubtful = least[0] - least[1:].amin(0) >= _WORTH_MORE_NATS
+        if not doubtful.any():
+            return white
+        costs = torch.cat([costs, _costs_by_colour(seen, shapes, range(len(costs), len(COLOURS)))])
+        least = costs.amin(-1)
+        falling, best = least[1:].min(0)
+        beyond_white = least[0] - falling
+        beyond_sharp = costs[1:, ..., : _FIRST_COLOURED // _STRIDE].amin((0, -1)) - falling
+        falls = (beyond_white > _BEYOND_WHITE_NATS) & (beyond_sharp > _BEYOND_SHARP_NATS)
+        unsure = (beyond_white > _BEYOND_WIDE_NATS) & ~falls & doubtful
+        if unsure.any():
+            told = profile[..., None] if isinstance(profile, Tensor) else profile
+            by_white = rung_costs(windows, profile=told).sum(-3).amin(-2)
+            falls |= unsure & (by_white.argmin(-1) >= _FIRST_COLOURED)
+    return torch.where(falls & doubtful, best + 1, white)
 
 
-def rung_costs(windows: Tensor, *, profile: int | None = None, colour: NoiseColour | None = None) -> Tensor:
+def rung_costs(windows: Tensor, *, profile: int | Tensor | None = None, colour: Tensor | None = None) -> Tensor:
     """Negative log-likelihood of each rung of the ladder, up to a constant of the window.
 
     Parameters
     ----------
-    windows : Tensor, float32, shape [B, h, w]
+    windows : Tensor, float32, shape [..., h, w]
         In any unit.
-    profile : int, optional
+    profile : int or Tensor, int64, shape [...], optional
         The only one to judge; otherwise :data:`refocus.optics.ladder.BLIND_PROFILES` are.
-    colour : NoiseColour, optional
+    colour : Tensor, int64, shape [...], optional
         Of the noise (:func:`noise_colour`); otherwise it is white.
 
     Returns
     -------
-    Tensor, float32, shape [B, profiles, radii]
+    Tensor, float32, shape [..., profiles, radii]
         All radii alike where a window is too small or too empty to tell.
     """
-    judged = list(BLIND_PROFILES) if profile is None else [profile]
-    shape = (len(judged), len(RADII_PX))
+    shape = (len(BLIND_PROFILES) if profile is None else 1, len(RADII_PX))
     side = min(windows.shape[-2:])
     # Of all that fit alike the usual profile: others are what networks have seen least of.
-    alike = _unusual(windows.device).to(windows) if profile is None else windows.new_zeros(1)
+    alike = (_unusual(windows.device) if profile is None else torch.zeros(1, device=windows.device))[:, None]
     if side < _SMALLEST_PX:
-        return alike[:, None].expand(len(windows), *shape)
+        return alike.expand(*windows.shape[:-2], *shape)
     with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
         seen = _spectra(windows.float())
         rungs, slopes = _rung_tables(side, windows.device)
-        shapes = (rungs[judged].flatten(0, 1)[:, None] * slopes).flatten(0, 1)
-        costs = _costs(seen, shapes, colour)
-        if profile is None:
-            costs = costs + _unusual(windows.device).to(costs).repeat_interleave(len(RADII_PX))
-        costs = (costs - costs.amin(-1, keepdim=True)).reshape(-1, *shape)
+        judged = rungs[_blind(windows.device)].flatten(0, 1) if profile is None else rungs[profile]
+        noise = _noise(seen, torch.zeros_like(seen.white, dtype=torch.int64) if colour is None else colour)
+        costs = _costs(seen, _shapes(judged, slopes), noise)
+        costs = costs.view(*costs.shape[:-1], *shape) + alike
+        costs = costs - costs.amin((-2, -1), keepdim=True)
         silent = seen.empty | ((costs.amax(-1) - costs.amin(-1)).amax(-1) < _LEAST_NATS)
-        return torch.where(silent[:, None, None], alike[:, None], costs)
+        return torch.where(silent[..., None, None], alike, costs)
 
 
-def _costs(seen: _Spectra, shapes: Tensor, colour: NoiseColour | None) -> Tensor:
-    """Costs of rungs [B, R], averaged over the textures of `shapes` [R textures, bins]."""
-    misfit = torch.stack(
-        [
-            _misfit(power, _coloured(power, white, colour), seen.proofs, shapes)
-            for power, white in zip(seen.power, seen.noise, strict=True)
-        ]
-    )
+def numbers_at_once(device: torch.device) -> int:
+    """How many are worked on together: what a processor's caches hold, or a small part of an accelerator's memory."""
+    return 2**18 if device.type == "cpu" else 2**24
+
+
+def _shapes(rungs: Tensor, slopes: Tensor) -> Tensor:
+    """Spectra of each texture seen through each of `rungs` [..., R, bins]: [..., R textures, bins]."""
+    return (rungs[..., None, :] * slopes).flatten(-3, -2)
+
+
+def _costs_by_colour(seen: _Spectra, shapes: Tensor, colours: range) -> Tensor:
+    """Costs [colours, ..., R], means over the windows of an image."""
+    numbers = torch.arange(colours.start, colours.stop, device=shapes.device)
+    return _costs(seen, shapes, _noise(seen, numbers.view(-1, *[1] * seen.white.ndim))).mean(-2)
+
+
+def _costs(seen: _Spectra, shapes: Tensor, noise: Tensor) -> Tensor:
+    """Costs of rungs [..., R] over `noise` [..., bins], averaged over textures of `shapes` [..., R textures, bins]."""
+    parts = torch.split(shapes, max(1, numbers_at_once(noise.device) // noise.numel()), -2)
+    misfit = torch.cat([_misfit(seen.power.expand_as(noise), noise, seen.proofs, part) for part in parts], -1)
     unlikely = _unlikely(misfit.device)
-    return -torch.logsumexp(-CREDENCE * misfit.reshape(len(misfit), -1, len(unlikely)) - unlikely, -1) / CREDENCE
+    by_texture = misfit.view(*misfit.shape[:-1], -1, len(unlikely))
+    return -torch.logsumexp(-CREDENCE * by_texture - unlikely, -1) / CREDENCE
 
 
 def _misfit(power: Tensor, noise: Tensor, proofs: Tensor, shapes: Tensor) -> Tensor:
-    """Negative log-likelihood of each shape of spectrum [S, bins] over `noise` [bins] at its best amplitude, [S].
+    """Negative log-likelihood of shapes of spectra [..., S, bins] over `noise` [..., bins] at their best amplitudes.
 
     Newton steps on the amplitude's logarithm. With q the inverse of what is expected, the signal's share of it is
     1 - noise q, so that sums over bins are products of q and of its square with two vectors each.
     """
     low = slice(0, 6)
-    amplitude = (power * proofs)[low].sum() / (shapes[:, low] @ proofs[low]).clamp_min(1e-20)
-    of_inverse = torch.stack([proofs * noise, proofs * power], 1)
-    of_square = torch.stack([proofs * power * noise, proofs * noise.square()], 1)
-    total = proofs.sum()
-    expected = torch.empty_like(shapes)
+    amplitude = (power * proofs)[..., low].sum(-1, keepdim=True) / (shapes[..., low] @ proofs[low]).clamp_min(1e-20)
+    of_inverse = torch.stack([proofs * noise, proofs * power], -1)
+    of_square = torch.stack([proofs * power * noise, proofs * noise.square()], -1)
+    total, noise = proofs.sum(), noise[..., None, :]
+    expected = shapes.new_empty(*amplitude.shape, shapes.shape[-1])
     for _ in range(_NEWTON_STEPS):
-        inverse = torch.mul(shapes, amplitude[:, None], out=expected).add_(noise).reciprocal_()
-        of_noise, seen = (inverse @ of_inverse).unbind(1)
-        seen_of_noise, of_noise_twice = (inverse.square_() @ of_square).unbind(1)
+        inverse = torch.addcmul(noise, shapes, amplitude[..., None], out=expected).reciprocal_()
+        of_noise, seen = (inverse @ of_inverse).unbind(-1)
+        seen_of_noise, of_noise_twice = (inverse.square_() @ of_square).unbind(-1)
         slope = total - of_noise - seen + seen_of_noise
         curvature = (total - 2.0 * of_noise + of_noise_twice).clamp_min(1e-9)
         amplitude = amplitude * torch.exp((-slope / curvature).clamp(-1.5, 1.5))
-    torch.mul(shapes, amplitude[:, None], out=expected).add_(noise)
-    return expected.reciprocal() @ of_inverse[:, 1] + expected.log_() @ proofs
+    torch.addcmul(noise, shapes, amplitude[..., None], out=expected)
+    return (expected.reciprocal() @ of_inverse[..., 1:])[..., 0] + expected.log_() @ proofs
 
 
-def _coloured(power: Tensor, white: Tensor, colour: NoiseColour | None) -> Tensor:
-    """Power of the noise [bins]: `white` and, as much as `power` shows where it falls, what is coloured."""
-    if colour is None:
-        return white.expand(len(power))
-    falling, read = _fall(colour, power.device)
-    level = (power[read].mean() - white).clamp_min(0.0) / falling[read].mean()
-    return white + level * falling
+def _noise(seen: _Spectra, colours: Tensor) -> Tensor:
+    """Power of the noise [..., bins]: what is white and, as much as is seen where it falls, what is coloured."""
+    falling, read = (table[colours] for table in _falls(seen.power.device))
+    white = seen.white[..., None]
+    return white + ((seen.power - white) * read).sum(-1, keepdim=True).clamp_min(0.0) * falling
 
 
-@lru_cache(maxsize=64)
-def _fall(colour: NoiseColour, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Power of coloured noise [bins], and numbers of the bins that it is read in."""
-    falling = falling_power(_bin_centres(), colour.cutoff_per_px, colour.order)
-    read = (falling <= _FALLING_FROM) & (falling >= _FALLING_TO)
-    if not read.any():
-        # The fall is steeper than bins are wide, or lies beyond the last.
-        read = (falling - _FALLING_FROM).abs() == (falling - _FALLING_FROM).abs().min()
-    return falling.to(device), read.nonzero().flatten().to(device)
+@lru_cache(maxsize=4)
+def _falls(device: torch.device) -> tuple[Tensor, Tensor]:
+    """By number of `COLOURS` [colours, bins]: power of what is coloured, and what bins that tell its level count."""
+    power, read = torch.zeros(2, len(COLOURS), len(_bin_centres()))
+    for number, colour in enumerate(_FALLS, 1):
+        power[number] = falling = falling_power(_bin_centres(), colour.cutoff_per_px, colour.order)
+        within = (falling <= _FALLING_FROM) & (falling >= _FALLING_TO)
+        if not within.any():
+            # The fall is steeper than bins are wide, or lies beyond the last.
+            within = (falling - _FALLING_FROM).abs() == (falling - _FALLING_FROM).abs().min()
+        read[number] = within / falling[within].sum()
+    return power.to(device), read.to(device)
 
 
 class _Spectra(NamedTuple):
@@ -216,16 +239,17 @@ class _Spectra(NamedTuple):
 
     Attributes
     ----------
-    power : Tensor, shape [B, bins]
-    noise : Tensor, shape [B]
+    power : Tensor, shape [..., bins]
+    white : Tensor, shape [...]
+        The noise where it is white.
     proofs : Tensor, shape [bins]
         Independent observations that a bin counts for.
-    empty : Tensor, bool, shape [B]
+    empty : Tensor, bool, shape [...]
         Nothing there but rounding.
     """
 
     power: Tensor
-    noise: Tensor
+    white: Tensor
     proofs: Tensor
     empty: Tensor
 
@@ -238,15 +262,15 @@ def _spectra(windows: Tensor) -> _Spectra:
     level = (windows * taper).sum((-2, -1), keepdim=True) / taper.sum()
     power = torch.fft.rfft2((windows - level) * taper).abs().square() / (height * width)
     bins, counts, groups, worth = _radial_bins(height, width, windows.device)
-    rings = power.new_zeros(len(windows), 182).index_add_(1, bins, power.flatten(1))[:, : len(counts)]
-    noise = rings[:, _NOISE_BINS].sum(1) / counts[_NOISE_BINS].sum().clamp_min(1.0)
+    rings = power.new_zeros(*power.shape[:-2], 182).index_add_(-1, bins, power.flatten(-2))[..., : len(counts)]
+    white = rings[..., _NOISE_BINS].sum(-1) / counts[_NOISE_BINS].sum().clamp_min(1.0)
     count = counts @ groups
     grouped = (rings @ groups) / count.clamp_min(1.0)
-    unit = grouped.amax(1, keepdim=True).clamp_min(1e-20)
+    unit = grouped.amax(-1, keepdim=True).clamp_min(1e-20)
     # Below a millionth of the level there is rounding, not texture.
-    empty = unit[:, 0] <= 1e-12 * level[:, 0, 0].square()
+    empty = unit[..., 0] <= 1e-12 * level[..., 0, 0].square()
     proofs = count / (1.0 + count / _MOST_PROOFS) * worth
-    return _Spectra(grouped / unit, (noise / unit[:, 0]).clamp_min(1e-9), proofs, empty)
+    return _Spectra(grouped / unit, (white / unit[..., 0]).clamp_min(1e-9), proofs, empty)
 
 
 @lru_cache(maxsize=16)
@@ -306,6 +330,11 @@ def _rung_tables(side_px: int, device: torch.device) -> tuple[Tensor, Tensor]:
         [(centres.square() + knee**2) ** (-exponent / 2) for exponent in _EXPONENTS for knee in _KNEES]
     )
     return table.to(device), (slopes / slopes[:, :1]).to(device)
+
+
+@lru_cache(maxsize=4)
+def _blind(device: torch.device) -> Tensor:
+    return torch.tensor(BLIND_PROFILES, device=device)
 
 
 @lru_cache(maxsize=4)

@@ -162,8 +162,8 @@ class Deconvolution:
     radius_px : float
         Geometric radius of the blur, or of the widest one.
     blurring : Tensor, shape [FREQUENCIES] or [K, FREQUENCIES]
-        Radial transfer function, or those of K hypotheses that are followed at once: what a single image [1, h, w]
-        becomes is [K, h, w] then.
+        Radial transfer function, or those of K hypotheses that are followed at once, of one image [1, h, w] or of K:
+        what they become is [K, h, w] then.
     start : Tensor, optional
         Light to start from, with the room around it.
     """
@@ -178,9 +178,7 @@ class Deconvolution:
         start: Tensor | None = None,
     ) -> None:
         height, width = means.shape[-2:]
-        # Light comes from no further than the blur's radius and a few rings. Fine fields are twice coarse ones.
-        doubled = max(1, _COARSE // side_px)
-        reach = doubled * math.ceil(1.2 * radius_px / (doubled * side_px) + 2)
+        doubled, reach = _doubled(side_px), reach_of(radius_px, side_px)
         rows, columns = (doubled * fast_fft_length(math.ceil((n + 2 * reach) / doubled)) for n in (height, width))
         self._side_px, self._reach, self._size = side_px, reach, (rows, columns)
         self._inside = (..., slice(reach, reach + height), slice(reach, reach + width))
@@ -232,15 +230,24 @@ class Deconvolution:
         Read off the table for each size of field, they would differ by what lies between the table's columns; after
         many steps tiles of two sizes would show it.
         """
-        if tables.ndim > 1:
-            return torch.stack([self._transfer(table, size) for table in tables])
         grid = (_KERNEL_PX // self._side_px,) * 2
-        reach = self._reach
+        reach, within = self._reach, (..., *(slice(2 * self._reach + 1),) * 2)
         kernel = torch.fft.irfft2(over_frequencies(tables, grid, self._side_px), s=grid)
-        kernel = kernel.roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
-        placed = kernel.new_zeros(size)
-        placed[: len(kernel), : len(kernel)] = kernel / kernel.sum()
-        return as_pairs(torch.fft.rfft2(placed.roll((-reach, -reach), (0, 1))).real)
+        kernel = kernel.roll((reach, reach), (-2, -1))[within]
+        placed = kernel.new_zeros(*tables.shape[:-1], *size)
+        placed[within] = kernel / kernel.sum((-2, -1), keepdim=True)
+        return as_pairs(torch.fft.rfft2(placed.roll((-reach, -reach), (-2, -1))).real)
+
+
+def reach_of(radius_px: float, side_px: int) -> int:
+    """From how many squares beyond an image light comes: no further than the blur's radius and a few rings."""
+    doubled = _doubled(side_px)
+    return doubled * math.ceil(1.2 * radius_px / (doubled * side_px) + 2)
+
+
+def _doubled(side_px: int) -> int:
+    """Fine fields are twice coarse ones."""
+    return max(1, _COARSE // side_px)
 
 
 def _through(light: Tensor, gain: Tensor) -> Tensor:

@@ -204,15 +204,15 @@ def rungs_of(radius_px: Tensor) -> Tensor:
 
 
 def over_frequencies(table: Tensor, size: tuple[int, int], step_px: int = 1) -> Tensor:
-    """Lay the ladder's columns [FREQUENCIES] over the half spectrum of a real transform: [rows, columns / 2 + 1].
+    """Lay the ladder's columns [..., FREQUENCIES] over half spectra of real transforms: [..., rows, columns / 2 + 1].
 
     `step_px` is the distance of the transform's samples.
     """
     lower, share = _ladder_positions(size, table.device, step_px)
     # index_select: four times as fast as indexing, on a quarter of the frequencies. The other rows mirror these.
-    below, above = (table.index_select(0, at).view(share.shape) for at in (lower, lower + 1))
+    below, above = (table.index_select(-1, at).view(*table.shape[:-1], *share.shape) for at in (lower, lower + 1))
     upper = torch.lerp(below, above, share)
-    return torch.cat([upper, upper[1 : (size[0] + 1) // 2].flip(0)])
+    return torch.cat([upper, upper[..., 1 : (size[0] + 1) // 2, :].flip(-2)], -2)
 
 
 @lru_cache(maxsize=16)

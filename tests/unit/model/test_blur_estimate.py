@@ -11,9 +11,11 @@ import torch
 from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
 from skimage import data as skimage_data
 from skimage.transform import rescale, rotate
+from torch import Tensor
 
+from pretended import asked_of_accelerator, pretended_accelerator
 from refocus.model.blur_estimate import WINDOW_PX, _least_costly, estimate_blur, fitting_blur, with_blur
-from refocus.model.blur_spectrum import noise_colour, rung_costs
+from refocus.model.blur_spectrum import COLOURS, noise_colour, rung_costs
 from refocus.model.normalisation import estimate as normalised_by
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, Profile, nearest_profile
 from refocus.optics.psf import widefield_psf
@@ -77,15 +79,17 @@ def test_wide_minima_are_read_by_their_mean_and_narrow_ones_by_their_lowest_poin
     rungs = torch.arange(len(RADII_PX), dtype=torch.float32)
     place = 52.3
     narrow = 40.0 * (rungs - place).square()
-    assert _least_costly(narrow) == pytest.approx(1.06**place, rel=2e-3)
-    # Flat towards wider blurs, steep towards narrower ones, or the other way round.
+    # Flat towards wider blurs, steep towards narrower ones, or the other way round. Below 10 px and at the ladder's
+    # first rung it is the lowest point, and at its end nothing beyond is made up.
     leaning = torch.where(rungs < 52, 8.0 * (52.0 - rungs), (rungs - 52.0))
-    assert _least_costly(leaning) > RADII_PX[53]
-    assert _least_costly(leaning.flip(0).roll(41)) < RADII_PX[51]
-    # Below 10 px and at the ladder's first rung it is the lowest point, and at its end nothing beyond is made up.
-    assert _least_costly(leaning.roll(-20)) == pytest.approx(RADII_PX[32], rel=0.03)
-    assert _least_costly(rungs) == RADII_PX[0]
-    assert RADII_PX[60] < _least_costly(-2.0 * rungs) <= RADII_PX[63]
+    several = [narrow, leaning, leaning.flip(0).roll(41), leaning.roll(-20), rungs, -2.0 * rungs]
+    at_mean, wider, narrower, lowest, first, last = _least_costly(torch.stack(several)).tolist()
+    assert at_mean == pytest.approx(1.06**place, rel=2e-3)
+    assert wider > RADII_PX[53]
+    assert narrower < RADII_PX[51]
+    assert lowest == pytest.approx(RADII_PX[32], rel=0.03)
+    assert first == RADII_PX[0]
+    assert RADII_PX[60] < last <= RADII_PX[63]
 
 
 def test_no_radius_is_wider_than_what_can_be_undone() -> None:
@@ -141,7 +145,7 @@ def test_the_blur_of_processed_images_is_found(
     found = np.median([np.median(estimate.radius_px) for estimate in estimates])
     assert abs(np.log(found / (14.0 * wider))) < 0.12, found
     # Were their noise taken for white, most of them would pass for sharp or for another blur.
-    monkeypatch.setattr("refocus.model.blur_estimate.noise_colour", lambda *_, **__: None)
+    monkeypatch.setattr("refocus.model.blur_estimate.noise_colour", lambda *_, **__: torch.tensor(0))
     as_white = [np.median(estimate_blur(image).radius_px) for image in seen]
     assert np.mean([abs(np.log(radius / (14.0 * wider))) > 0.3 for radius in as_white]) > 0.5, as_white
 
@@ -151,8 +155,8 @@ def test_noise_of_cameras_and_detail_in_focus_are_not_taken_for_processed() -> N
         for texture in _textures():
             sharp = gaussian_filter(texture, 1.0)
             seen = _blurred(sharp, radius_px) if radius_px else np.random.default_rng(0).poisson(sharp)
-            assert noise_colour(torch.from_numpy(seen.astype(np.float32))[None, :256, :256]) is None
-    assert noise_colour(torch.rand(1, 20, 20)) is None
+            assert COLOURS[int(noise_colour(torch.from_numpy(seen.astype(np.float32))[None, :256, :256]))] is None
+    assert COLOURS[int(noise_colour(torch.rand(1, 20, 20)))] is None
 
 
 def test_a_blur_that_changes_across_the_field_is_followed() -> None:
@@ -204,14 +208,52 @@ def test_a_constant_says_in_focus() -> None:
     assert estimate_blur(np.full((1, 300, 300), 5)).radius_px.max() == RADII_PX[0]
 
 
-def test_batches_are_judged_one_by_one() -> None:
-    images = torch.stack([torch.from_numpy(_blurred(_textures()[0], r)[:160, :160]) for r in (6.0, 18.0)])[:, None]
-    together = fitting_blur(images)
-    torch.testing.assert_close(together[1:], fitting_blur(images[1:]))
-    assert together[0, 0] < together[1, 0]
-    assert fitting_blur(images, profile=17)[:, 1].tolist() == [17.0, 17.0]
-    assert rung_costs(images[:, 0]).shape == (2, len(BLIND_PROFILES), len(RADII_PX))
-    assert with_blur(images, together).shape == (2, 3, 160, 160)
+def _crops() -> Tensor:
+    """Of all that is done for one crop and not for another: [8, 1, 192, 192]."""
+    texture = _textures()[2][:192, :192]
+    planes = [_blurred(texture, radius_px)[None] for radius_px in (2.0, 6.0, 14.0, 22.0, 36.0)]
+    planes += [_blurred(texture, 30.0, system=LOW_APERTURE)[None], gaussian_filter(planes[2], (0, 0.7, 0.7))]
+    planes += [np.zeros_like(planes[0])]
+    return torch.from_numpy(np.stack([normalised_by(plane).apply(plane) for plane in planes]))
+
+
+@pytest.mark.parametrize("told", [None, [6, 6, 6, 17, 6, 1, 6, 6]])
+@pytest.mark.parametrize("absorbing", [False, True])
+def test_a_batch_gives_what_each_crop_gives_alone(told: list[int] | None, absorbing: bool) -> None:
+    crops = _crops()
+    alone = [
+        fitting_blur(crops[n : n + 1], profile=None if told is None else told[n], absorbing=absorbing)
+        for n in range(len(crops))
+    ]
+    assert len({round(float(radius), 1) for radius, _ in torch.cat(alone)}) >= 5
+    with pretended_accelerator() as device:
+        together = fitting_blur(crops.to(device), profile=told, absorbing=absorbing)
+        assert together.device == device
+    # Radii between rungs are counted in parts of 0.1%, and sums of another order decide for a neighbouring one.
+    torch.testing.assert_close(together.cpu(), torch.cat(alone), rtol=2e-3, atol=0.0)
+
+
+def test_many_crops_cost_an_accelerator_no_more_operations_than_few() -> None:
+    crops = _crops()[[2, 4, 6]]
+    with pretended_accelerator() as device:
+        few, many = crops.to(device), crops.repeat(3, 1, 1, 1).to(device)
+        fitting_blur(few)  # tables are made once
+        with asked_of_accelerator() as by_few:
+            fitting_blur(few)
+        with asked_of_accelerator() as by_many:
+            fitting_blur(many)
+    assert by_many == by_few
+    assert by_few.waits <= 4
+    # One by one it would be a thousand for each crop out of focus.
+    assert by_few.operations < 5000
+
+
+def test_one_profile_is_told_for_all_or_one_for_each() -> None:
+    crops = _crops()[:2]
+    assert fitting_blur(crops, profile=17)[:, 1].tolist() == [17.0, 17.0]
+    assert fitting_blur(crops, profile=[17, 2])[:, 1].tolist() == [17.0, 2.0]
+    assert rung_costs(crops[:, 0]).shape == (2, len(BLIND_PROFILES), len(RADII_PX))
+    assert with_blur(crops, fitting_blur(crops)).shape == (2, 3, 192, 192)
 
 
 def test_next_to_nothing_at_the_rim_says_nothing() -> None:

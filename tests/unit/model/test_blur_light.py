@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from refocus.model.blur_estimate import estimate_blur
-from refocus.model.blur_light import MOST_NATS, SMALLEST_WINDOW_PX, _before_weak_corners, _beyond, support
+from refocus.model.blur_light import MOST_NATS, SMALLEST_WINDOW_PX, _before_weak_corners, support
 from refocus.model.blur_spectrum import rung_costs
 from refocus.model.normalisation import estimate
-from refocus.optics.ladder import PROFILES, RADII_PX, blur_ladder, nearest_profile
+from refocus.optics.ladder import PROFILES, RADII_PX, RUNG_RATIO, blur_ladder, nearest_profile, widened
 from refocus.optics.psf import widefield_psf
 from refocus.optics.settings import OpticalSystem
 
@@ -49,11 +49,16 @@ def _undecided(from_rung: int = 30) -> Tensor:
     return torch.cat([torch.full((from_rung,), 20.0), torch.zeros(len(RADII_PX) - from_rung)])
 
 
+def _support(window: Tensor, costs: Tensor, *, doubted: bool = True, absorbing: bool = False) -> Tensor:
+    """Of one window [h, w] and its costs [radii]."""
+    return support(window[None], costs[None], torch.tensor([PROFILE]), doubted=doubted, absorbing=absorbing)[0]
+
+
 @pytest.mark.parametrize(("radius_px", "error"), [(16.0, 0.2), (20.0, 0.1), (25.0, 0.1), (31.0, 0.1), (36.0, 0.1)])
 def test_the_corner_is_at_the_radius(radius_px: float, error: float) -> None:
     found = []
     for seed in range(3):
-        gains = support(_seen(_nuclei(seed), radius_px), _undecided(), PROFILE)
+        gains = _support(_seen(_nuclei(seed), radius_px), _undecided())
         assert float(gains.max()) > 5.0
         found.append(RADII_PX[int(gains.argmax())])
     assert abs(math.log(np.median(found) / radius_px)) < error, found
@@ -61,10 +66,8 @@ def test_the_corner_is_at_the_radius(radius_px: float, error: float) -> None:
 
 def test_a_large_nucleus_is_no_blur_of_its_own_size() -> None:
     # A disc of 38 px looks like a point out of focus, and has a corner there; the way up to it tells that it is wider.
-    gains = [
-        support(_seen(_nuclei(seed, smallest_px=36.0, largest_px=40.0), 13.0), _undecided(), PROFILE)
-        for seed in range(3)
-    ]
+    nuclei = [_nuclei(seed, smallest_px=36.0, largest_px=40.0) for seed in range(3)]
+    gains = [_support(_seen(large, 13.0), _undecided()) for large in nuclei]
     at = {
         radius_px: min(range(len(RADII_PX)), key=lambda n: abs(RADII_PX[n] - radius_px)) for radius_px in (13.0, 37.0)
     }
@@ -80,24 +83,23 @@ def _corner(rung: int, nats: float) -> Tensor:
 
 def test_weak_corners_lie_beyond_the_blur() -> None:
     # Sharp enough to be the blur's own: from 20 nats on below 20 px, from 30 on above.
-    for rung, nats in ((45, 20.0), (45, MOST_NATS), (57, 30.0)):
-        torch.testing.assert_close(_before_weak_corners(_corner(rung, nats)), _corner(rung, nats))
+    sharp = torch.stack([_corner(45, 20.0), _corner(45, MOST_NATS), _corner(57, 30.0)])
+    torch.testing.assert_close(_before_weak_corners(sharp), sharp)
     # 1.2 rungs further for each logarithm, and five at most: 1.2 ln(30 / 5.67) is two rungs.
     weak = 30.0 / math.exp(2.0 / 1.2)
-    torch.testing.assert_close(_before_weak_corners(_corner(57, weak)), _corner(55, weak), atol=1e-4, rtol=0.0)
-    torch.testing.assert_close(_before_weak_corners(_corner(57, 0.01)), _corner(52, 0.01), atol=1e-6, rtol=0.0)
-    assert not _before_weak_corners(torch.zeros(len(RADII_PX))).any()
+    found = _before_weak_corners(torch.stack([_corner(57, weak), _corner(57, 0.01), torch.zeros(len(RADII_PX))]))
+    torch.testing.assert_close(found[0], _corner(55, weak), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(found[1], _corner(52, 0.01), atol=1e-6, rtol=0.0)
+    assert not found[2].any()
 
 
 def test_what_absorbs_has_weak_corners_at_the_blur_itself() -> None:
     # Little is dark here, so corners are weak.
     window = _seen(_nuclei(0) + 0.6, 25.0) + 0.3
-    shining, absorbing = (
-        support(window, _undecided(), PROFILE, doubted=False, absorbing=kind) for kind in (False, True)
-    )
+    shining, absorbing = (_support(window, _undecided(), doubted=False, absorbing=kind) for kind in (False, True))
     assert 0.0 < float(absorbing.max()) < 30.0
     assert not torch.equal(shining, absorbing)
-    torch.testing.assert_close(shining, _before_weak_corners(absorbing))
+    torch.testing.assert_close(shining, _before_weak_corners(absorbing[None])[0])
 
 
 def test_it_corrects_a_spectrum_that_takes_one_ring_for_another() -> None:
@@ -125,25 +127,25 @@ def test_it_tells_apertures_apart(aperture: float, pixel_um: float, known_as: fl
 
 def test_nothing_is_said_where_nothing_can_be_known() -> None:
     window = _seen(_nuclei(0), 25.0)
-    assert not support(window[: SMALLEST_WINDOW_PX - 1], _undecided(), PROFILE).any()
+    assert not _support(window[: SMALLEST_WINDOW_PX - 1], _undecided()).any()
     # A spectrum that sees no blur is believed.
-    assert not support(window, torch.arange(float(len(RADII_PX))), PROFILE).any()
+    assert not _support(window, torch.arange(float(len(RADII_PX)))).any()
     # Rungs that it all but excludes stay excluded.
     sure = torch.full((len(RADII_PX),), 200.0)
     sure[45:48] = 0.0
-    assert not support(window, sure, PROFILE)[:45].any()
-    assert not support(window, sure, PROFILE)[48:].clamp_min(0.0).any()
-    assert not support(torch.zeros(SIDE_PX, SIDE_PX), _undecided(), PROFILE).any()
+    assert not _support(window, sure)[:45].any()
+    assert not _support(window, sure)[48:].clamp_min(0.0).any()
+    assert not _support(torch.zeros(SIDE_PX, SIDE_PX), _undecided()).any()
 
 
 def test_noise_alone_decides_nothing() -> None:
     noise = torch.rand(SIDE_PX, SIDE_PX, generator=torch.Generator().manual_seed(0))
-    assert float(support(noise, _undecided(), PROFILE).max()) < 15.0
+    assert float(_support(noise, _undecided()).max()) < 15.0
 
 
 @pytest.mark.parametrize("profile", [2, PROFILE, 18])
-def test_rungs_beyond_the_ladder_continue_it(profile: int) -> None:
+def test_a_rung_widened_continues_the_ladder(profile: int) -> None:
     ladder = blur_ladder().defocused[profile]
     for number in (61, 63):
-        missed = (_beyond(ladder[:60], number) - ladder[number]).abs().max()
+        missed = (widened(ladder[59], RUNG_RATIO ** (number - 59)) - ladder[number]).abs().max()
         assert float(missed) < 0.2 * float((ladder[59] - ladder[number]).abs().max())
