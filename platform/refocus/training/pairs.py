@@ -150,7 +150,7 @@ class PairMaker:
         target: list[Tensor],
         seeds: Tensor,
         zoom: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         crop = self.config.crop_px
         shape = (len(batch), batch.pixels.shape[1], crop, crop)
         image, in_focus = torch.empty(shape, device=self.device), torch.empty(shape, device=self.device)
@@ -176,9 +176,9 @@ class PairMaker:
             image[at], in_focus[at] = made.image, made.in_focus
             blur[at] = made.blur_radius_px.to(blur.dtype)
             profiles[at] = made.profile.cpu()
-        return image, in_focus, blur, profiles.tolist()
+        return image, in_focus, blur, profiles
 
-    def _estimated_blur(self, pairs: Pairs, profiles: list[int], seeds: Tensor) -> Tensor:
+    def _estimated_blur(self, pairs: Pairs, profiles: Tensor, seeds: Tensor) -> Tensor:
         """Estimate as `restore` does, whose caller tells the optics or not; some samples are told near the truth.
 
         Crops are smaller than the windows that whole images are judged by: their estimates alone would teach a network
@@ -187,25 +187,19 @@ class PairMaker:
         if not self.augment:
             return fitting_blur(pairs.image, absorbing=self.config.absorbing)
         chance = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(int(s) ^ _HINT)) for s in seeds])
-        found = torch.cat(
-            [
-                self._found(image[None], share, None if profile == _UNKNOWN else profile)
-                for image, share, profile in zip(pairs.image, chance[:, 0].tolist(), profiles, strict=True)
-            ]
-        )
+        optics = (chance[:, 0] < _OPTICS_SHARE) & (profiles != _UNKNOWN)
+        # Where the radius is told as well nothing is left to find.
+        sought = optics & (chance[:, 0] >= _RADIUS_SHARE)
+        found = torch.stack([torch.full(profiles.shape, RADII_PX[0]), profiles.float()], 1).to(self.device)
+        for rows, known in ((~optics, None), (sought, profiles[sought].tolist())):
+            if rows.any():
+                at = rows.nonzero().flatten().to(self.device, non_blocking=True)
+                found[at] = fitting_blur(pairs.image[at], profile=known, absorbing=self.config.absorbing)
         chance = chance.to(self.device)
         error = torch.special.ndtri(chance[:, 1].clamp(0.01, 0.99)) * _ESTIMATE_ERROR
         near = (pairs.blur_radius_px * error.exp()).clamp(RADII_PX[0], RADII_PX[-1])
         told = (chance[:, 0] < _RADIUS_SHARE) & pairs.blur_radius_px.isfinite()
         return torch.stack([torch.where(told, near, found[:, 0]), found[:, 1]], 1)
-
-    def _found(self, image: Tensor, share: float, profile: int | None) -> Tensor:
-        """Radius and profile [1, 2] of one crop [1, C, H, W]; `share` decides what of that is told."""
-        if share < _RADIUS_SHARE and profile is not None:
-            # The radius is told as well: nothing is left to find.
-            return torch.tensor([[RADII_PX[0], float(profile)]], device=self.device)
-        told = profile if share < _OPTICS_SHARE else None
-        return fitting_blur(image, profile=told, absorbing=self.config.absorbing)
 
     def _renormalised(self, image: Tensor, target: Tensor, blur: Tensor, draws: Tensor) -> Pairs:
         """Give crops the scales and offsets that crops of whole images have.

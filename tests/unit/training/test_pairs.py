@@ -132,10 +132,10 @@ def test_what_is_told_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None
     network = NetworkConfig(
         widths=(8, 8), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1, deconvolution=True
     )
-    looked_at = []
+    looked_at: list[int | None] = []
 
-    def unseen(images: torch.Tensor, *, profile: int | None = None, absorbing: bool = False) -> torch.Tensor:
-        looked_at.append(profile)
+    def unseen(images: torch.Tensor, *, profile: list[int] | None = None, absorbing: bool = False) -> torch.Tensor:
+        looked_at.extend(profile or [None] * len(images))
         return torch.full((len(images), 2), float("nan"))
 
     monkeypatch.setattr(pairs, "fitting_blur", unseen)
