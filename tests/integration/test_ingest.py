@@ -11,8 +11,9 @@ import tifffile
 
 from refocus.data.dataset import DatasetVersion, version_prefix
 from refocus.data.ingest import QUARANTINE, REPORT, adopt_plan, ingest_unit, plan_digest, plan_ingest, run_units, seal
+from refocus.data.report import warnings_of
 from refocus.data.sidecar import Rule
-from refocus.data.splits import split_of
+from refocus.data.splits import SPLITS, split_of
 from refocus.errors import (
     BucketMissing,
     DatasetExists,
@@ -108,6 +109,31 @@ def test_bad_sources_are_quarantined_with_their_reason_and_the_good_ones_go_on(s
     for key, (_, expected) in BAD.items():
         assert expected in found[key]["reason"], found[key]["reason"]
         assert key in found[key]["reason"]
+
+
+def test_padding_and_scale_bars_reach_no_tile_and_are_told(store):
+    y, x = np.mgrid[:192, :192]
+    # Rings, as sharp as a lens shows them, brighter towards the middle.
+    image = (600 + 400 * np.sin(np.hypot(y - 80, x - 90) / 2)).astype(np.uint16)
+    framed, barred, covered = image.copy(), image.copy(), image.copy()
+    framed[:, :40] = 0
+    barred[-20:-12, -100:-20] = 65535
+    covered[60:, 60:] = 0
+    for name, pixels in {"framed": framed, "barred": barred, "covered": covered}.items():
+        store.put(f"raw/{name}.tif", tiff(pixels))
+    dataset = ingest_here(store)
+    tiles = {tile.source: tile for split in SPLITS for tile in dataset.tiles(split)}
+    assert set(tiles) == {"raw/framed.tif", "raw/barred.tif"}
+    assert (tiles["raw/framed.tif"].x_px, tiles["raw/framed.tif"].pixels.shape) == (42, (1, 192, 150))
+    np.testing.assert_array_equal(tiles["raw/framed.tif"].pixels[0], image[:, 42:])
+    assert tiles["raw/barred.tif"].pixels.max() <= 1000
+    said = quarantine(store)["raw/covered.tif"]
+    assert "more than 10% of 1 tile shows no specimen" in said["reason"]
+    framed_source = next(source for source in dataset.manifest.sources if source.source == "raw/framed.tif")
+    assert (framed_source.blanks, framed_source.inside_px) == ("level 0", (0, 42, 192, 150))
+    (warning,) = (said for said in warnings_of(dataset.manifest, []) if "padding" in said)
+    assert "2 images hold padding" in warning
+    assert "(1 image)" in warning
 
 
 def test_duplicated_planes_are_counted_and_left_out(store):

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from refocus.data.manifest import IngestSettings, QuarantinedSource, SourceObject, SourceSummary
 from refocus.data.pairing import Pairing, expected_positions, tilt_of
-from refocus.data.series import Series
+from refocus.data.series import Series, channels_first
 from refocus.data.sidecar import Answers, Rule
 from refocus.data.splits import Split, hash_percent, split_of
 from refocus.data.survey import Survey, survey
@@ -123,18 +123,25 @@ class _Reader:
         grid = TileGrid.over(series.height_px, series.width_px, self.settings.tile_px)
         self._check_sharp(series, grid)
         cutter = _Cutter(self, series, constants)
-        kept = dropped = 0
+        kept = dropped = blank = 0
         for rows, columns in grid.blocks(series.window_px):
             around = grid.around(rows, columns)
             block = series.read(0, around)
             for window in (grid.window(row, column) for row in rows for column in columns):
                 pixels = block[window.within(around).slices]
+                if series.blanks.share(window) > self.settings.maximum_blank_share:
+                    blank += 1
+                    continue
                 if cutter.shows_nothing(pixels) and not cutter.stays(window):
                     dropped += 1
                     continue
                 kept += 1
                 yield cutter.tile("sharp", window, pixels)
-        self._summarise("sharp", series, thinned, tiles=kept, background_tiles_dropped=dropped)
+        if blank and not kept:
+            raise UnsupportedImage(self._said_of_blank(series, blank))
+        if blank:
+            self._quarantine(series.name, "BlankTiles", self._said_of_blank(series, blank))
+        self._summarise("sharp", series, thinned, tiles=kept, background_tiles_dropped=dropped, blank_tiles=blank)
 
     def stack_tiles(self, series: Series) -> Iterator[Tile]:
         """Tiles of every plane of a z-stack, each with the same place in the plane where it is in focus."""
@@ -172,7 +179,8 @@ class _Reader:
             focus_at_edge=seen.focus.at_edge, focus_curve=tuple(float(value) for value in seen.focus.curve),
             in_focus_range=(min(pairing.positions), max(pairing.positions)),
             tiles_at_edge=len(pairing.left_out.at_edge), tilt_deg=_tilt_deg(series, seen),
-            largest_drift_px=pairing.largest_drift_px, largest_residual=pairing.largest_residual,
+            blank_tiles=pairing.left_out.blank, largest_drift_px=pairing.largest_drift_px,
+            largest_residual=pairing.largest_residual,
         )  # fmt: skip
 
     def _check_focus(self, series: Series, seen: Survey) -> None:
@@ -189,6 +197,8 @@ class _Reader:
 
     def _quarantine_parts(self, series: Series, seen: Survey, pairing: Pairing) -> None:
         left, settings = pairing.left_out, self.settings
+        if left.blank:
+            self._quarantine(series.name, "BlankTiles", self._said_of_blank(series, left.blank))
         for z, first in seen.copies.items():
             self._quarantine(f"{series.name}#z={z}", "DuplicatedPlane", f"plane {z} equals plane {first} to the bit")
         for z, size_px in sorted(left.drifted.items()):
@@ -217,12 +227,20 @@ class _Reader:
                 "with less light",
             )  # fmt: skip
         if left.at_edge:
-            some = ", ".join(f"({window.y_px}, {window.x_px})" for window in left.at_edge[:_NAMED_TILES])
+            corners = (series.in_file(window) for window in left.at_edge[:_NAMED_TILES])
+            some = ", ".join(f"({corner.y_px}, {corner.x_px})" for corner in corners)
             self._quarantine(
                 series.name, "FocusAtEdge",
                 f"{series.name}: {len(left.at_edge)} tiles are sharpest at the first or last plane, so their focus may "
                 f"lie outside; their upper left corners (y, x): {some}{', ...' * bool(left.at_edge[_NAMED_TILES:])}",
             )  # fmt: skip
+
+    def _said_of_blank(self, series: Series, tiles: int) -> str:
+        return (
+            f"{series.name}: more than {self.settings.maximum_blank_share:.0%} of {_counted(tiles, 'tile')} shows no "
+            f"specimen but padding, overlays or defective pixels ({series.blanks.said}); crop the image, or export it "
+            "without them."
+        )
 
     def _check_sharp(self, series: Series, grid: TileGrid) -> None:
         limit = self.rule.minimum_sharpness
@@ -250,6 +268,8 @@ class _Reader:
 
     def _summarise(self, kind: Kind, series: Series, thinned: Image, **found: Any) -> None:
         top = np.iinfo(thinned.dtype).max if thinned.dtype.kind == "u" else np.inf
+        inside = series.blanks.inside
+        is_cut = inside.size_px < self.image.size("Y") * self.image.size("X")
         self.extraction.summaries.append(
             SourceSummary(
                 source=series.name,
@@ -261,6 +281,8 @@ class _Reader:
                 shape=self.image.shape,
                 axes=self.image.axes,
                 saturated_share=float(np.mean(thinned >= top)),
+                blanks=series.blanks.said,
+                inside_px=(inside.y_px, inside.x_px, inside.height_px, inside.width_px) if is_cut else None,
                 **found,
             )
         )
@@ -272,6 +294,7 @@ class _Cutter:
     def __init__(self, reader: _Reader, series: Series, constants: Normalisation) -> None:
         said = series.acquisition
         self._name = series.name
+        self._in_file = series.in_file
         self._constants = constants
         self._background_share = reader.settings.background_share
         self._z_step_um = said.z_step_um
@@ -294,13 +317,14 @@ class _Cutter:
     ) -> Tile:  # fmt: skip
         if target is not self._target[0]:
             # One array for all planes of a tile: whoever writes them writes it once.
-            self._target = (target, None if target is None else _channels_first(target))
+            self._target = (target, None if target is None else channels_first(target))
+        place = self._in_file(window)
         return Tile(
             kind=kind,
-            pixels=_channels_first(pixels),
+            pixels=channels_first(pixels),
             target=self._target[1],
-            y_px=window.y_px,
-            x_px=window.x_px,
+            y_px=place.y_px,
+            x_px=place.x_px,
             plane=plane,
             planes_from_focus=from_focus,
             defocus_um=None if from_focus is None or self._z_step_um is None else from_focus * self._z_step_um,
@@ -314,7 +338,8 @@ class _Cutter:
 
     def stays(self, window: Window) -> bool:
         """Whether this background tile is among the few that stay; the same ones on every run."""
-        return hash_percent(f"{self._name}|{window.y_px}|{window.x_px}") < 100 * self._background_share
+        place = self._in_file(window)
+        return hash_percent(f"{self._name}|{place.y_px}|{place.x_px}") < 100 * self._background_share
 
 
 def _tilt_deg(series: Series, seen: Survey) -> float | None:
@@ -341,5 +366,5 @@ def sharpness(parts: Iterator[Image]) -> float:
     return 0.0 if total <= 0 else energy * pixels / total**2
 
 
-def _channels_first(tile: Image) -> Image:
-    return tile[None] if tile.ndim == 2 else np.moveaxis(tile, 2, 0)
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

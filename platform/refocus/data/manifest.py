@@ -52,6 +52,9 @@ class IngestSettings(_Record):
     maximum_saturated_share : float
         Tiles with more pixels than that at the camera's full scale are quarantined, as inputs and as targets; not in
         brightfield, whose empty background is white.
+    maximum_blank_share : float
+        Tiles of which more is padding, overlay or defective pixels are quarantined; over less than that the specimen
+        is continued.
     focus_measure : str or None
         Name of the sharpness measure; None for the default of ``refocus.focus``.
     unit_bytes : int
@@ -64,6 +67,7 @@ class IngestSettings(_Record):
     maximum_drift_px: float = Field(default=8.0, gt=0)
     maximum_residual: float = Field(default=0.9, gt=0, le=1)
     maximum_saturated_share: float = Field(default=0.25, ge=0, le=1)
+    maximum_blank_share: float = Field(default=0.1, ge=0, le=1)
     focus_measure: str | None = None
     unit_bytes: int = Field(default=8 * 2**20, ge=1)
 
@@ -133,6 +137,12 @@ class SourceSummary(_Record):
         Of the plane through the tiles' in-focus positions, where spacings are known.
     saturated_share : float
         Of the in-focus plane's pixels.
+    blanks : str
+        What of it was taken for padding, overlays and defective pixels; empty where nothing was.
+    inside_px : tuple of int or None
+        First row and column, rows and columns of what was used, where rims were cut off.
+    blank_tiles : int
+        Tiles that are blank by too much: quarantined.
     """
 
     source: str
@@ -155,6 +165,9 @@ class SourceSummary(_Record):
     largest_drift_px: float | None = None
     largest_residual: float | None = None
     saturated_share: float = 0.0
+    blanks: str = ""
+    inside_px: tuple[int, int, int, int] | None = None
+    blank_tiles: int = 0
 
 
 class Receipt(_Record):

@@ -46,6 +46,7 @@ class LeftOut:
     """What was not paired, and how much of it."""
 
     background: int = 0
+    blank: int = 0
     at_edge: list[Window] = field(default_factory=list)
     saturated_targets: int = 0
     saturated: Counter[int] = field(default_factory=Counter)
@@ -101,6 +102,9 @@ class Pairing:
             held.clear()
 
     def _tile(self, column: _Column, position: float, expected: float, shifts: list[Shift]) -> Iterator[Pair]:
+        if self.series.blanks.share(column.window) > self.settings.maximum_blank_share:
+            self.left_out.blank += 1
+            return
         focus = self._plane_at(position)
         target = column.cut(focus)
         if self.shows_nothing(target):

@@ -92,6 +92,20 @@ def said_of_scattered(manifest: DatasetManifest) -> str | None:
     )
 
 
+def said_of_blanks(manifest: DatasetManifest) -> str | None:
+    """Return a warning where images hold padding, overlays or defective pixels, and what was done about it."""
+    blank = [source for source in manifest.sources if source.blanks]
+    if not blank:
+        return None
+    cut, tiles = sum(source.inside_px is not None for source in blank), sum(source.blank_tiles for source in blank)
+    return (
+        f"{_images(len(blank))} hold padding, overlays or defective pixels, such as {blank[0].source} "
+        f"({blank[0].blanks}), whose edges no optics blurs: blank rims are cut off ({_images(cut)}), the specimen is "
+        f"continued over the rest, and tiles more than {manifest.settings.maximum_blank_share:.0%} of which are such "
+        f"are left out ({tiles}). Images as the camera gave them are better."
+    )
+
+
 def _counts(manifest: DatasetManifest) -> str:
     rows = []
     for split in SPLITS:
@@ -127,6 +141,7 @@ def warnings_of(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSour
     saturated = [source for source in manifest.sources if source.saturated_share > 0.01]
     if saturated:
         said.append(f"{len(saturated)} images have more than 1% saturated pixels, such as {saturated[0].source}.")
+    said += filter(None, [said_of_blanks(manifest)])
     unsure = [s for s in manifest.sources if s.focus_confidence is not None and s.focus_confidence < 0.3]
     if unsure:
         said.append(f"The focus of {len(unsure)} series is uncertain, such as {unsure[0].source}.")
@@ -143,6 +158,10 @@ def warnings_of(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSour
     if len({item.source.partition("#z=")[0] for item in quarantined} - used) > len(used):
         said.append("More images were quarantined than used: is this the right folder?")
     return said
+
+
+def _images(number: int) -> str:
+    return f"{number} image{'' if number == 1 else 's'}"
 
 
 def _paragraphs(warnings: Sequence[str]) -> str:

@@ -1,18 +1,26 @@
-"""One channel at one time of an opened image: rectangles of its planes, checked, and kept where all of them fit."""
+"""One channel at one time of an opened image: rectangles of its planes, checked, and kept where all of them fit.
+
+What shows no specimen (:mod:`refocus.data.blank_map`) is taken for unknown, as in restoring: no optics blurs the edges
+of padding and scale bars. Rims are cut off, and the specimen is continued over the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refocus.data.blank_map import BlankMap
 from refocus.errors import UnsupportedImage
 from refocus.io.grid import Window
 from refocus.io.microscopy import ImageSource, check_finite
 from refocus.model.normalisation import MOST_SAMPLES
+from refocus.model.specimen import continued
 from refocus.zstack import Modality
 
 Image = npt.NDArray[Any]
@@ -21,6 +29,8 @@ Image = npt.NDArray[Any]
 HELD_BYTES = 256 * 2**20
 #: Planes larger than that are read in parts.
 _READ_BYTES = 64 * 2**20
+#: The specimen is continued over so many pixels at a time, from so many rows around them.
+_CONTINUED_PX, _AROUND_PX = 2**21, 64
 _STORED_DTYPES = {"u1": "uint8", "u2": "uint16", "f4": "float32", "b1": "uint8"}
 
 
@@ -36,7 +46,10 @@ class Series:
 
     Attributes
     ----------
+    blanks : BlankMap
+        What is cut off and what the specimen is continued over, in every plane.
     planes, height_px, width_px : int
+        Without rims that are wholly blank.
     plane_bytes : int
         Of one plane in the dtype that tiles are stored in.
     acquisition : Acquisition
@@ -47,18 +60,32 @@ class Series:
 
     def __init__(self, image: ImageSource, name: str, *, t: int = 0, c: int = 0) -> None:
         self.name = name
-        self.planes, self.height_px, self.width_px = (image.size(axis) for axis in "ZYX")
+        self.planes = image.size("Z")
         samples = image.size("S")
         if "S" in image.axes and samples != 3:
             raise UnsupportedImage(f"{name} has {samples} colour samples; expected 3 (RGB).")
         self.dtype = np.dtype(_STORED_DTYPES.get(image.dtype.str[1:], "float32"))
         self.pixel_bytes = samples * self.dtype.itemsize
-        self.plane_bytes = self.height_px * self.width_px * self.pixel_bytes
         self._image, self._t, self._c = image, t, c
         said = self.acquisition = image.acquisition_of(c)
         self.modality: Modality = said.modality or ("brightfield" if "S" in image.axes else "fluorescence")
         self.modality_assumed = said.modality is None
-        self._kept: dict[int, Image] | None = {} if self.planes * self.plane_bytes <= HELD_BYTES else None
+        whole = Window(0, 0, image.size("Y"), image.size("X"))
+        fits = self.planes * whole.size_px * self.pixel_bytes <= HELD_BYTES
+        look_at = sorted({0, self.planes // 2, self.planes - 1})
+        looked = {z: self._stored(z, whole) for z in look_at} if fits else {}
+        self.blanks = BlankMap.of(
+            [channels_first(plane) for plane in looked.values()]
+            or [_Rows(partial(self._stored, z), (samples, whole.height_px, whole.width_px)) for z in look_at],
+            name,
+        )
+        inside = self.blanks.inside
+        self.height_px, self.width_px = inside.height_px, inside.width_px
+        self.plane_bytes = inside.size_px * self.pixel_bytes
+        self._whole = Window(0, 0, self.height_px, self.width_px)
+        self._kept: dict[int, Image] | None = None
+        if fits:
+            self._kept = {z: self._continued(plane[inside.slices], self._whole) for z, plane in looked.items()}
 
     @property
     def window_px(self) -> int:
@@ -81,16 +108,41 @@ class Series:
         """
         if self._kept is not None and z in self._kept:
             return self._kept[z][window.slices]
-        rows, columns = window.slices
-        if window.size_px == self.height_px * self.width_px:
+        pixels = self._continued(self._stored(z, self.in_file(window)), window)
+        if self._kept is not None and window == self._whole:
+            self._kept[z] = pixels
+        return pixels
+
+    def in_file(self, window: Window) -> Window:
+        """Return where a part lies in the planes as the file holds them, rims included."""
+        inside = self.blanks.inside
+        return Window(window.y_px + inside.y_px, window.x_px + inside.x_px, window.height_px, window.width_px)
+
+    def _stored(self, z: int, window: Window) -> Image:
+        """A part of a plane as the file holds it, in the dtype of tiles."""
+        if (window.height_px, window.width_px) == (self._image.size("Y"), self._image.size("X")):
             pixels = self._image.plane(z=z, c=self._c, t=self._t)
         else:
-            pixels = self._image.window(rows, columns, z=z, c=self._c, t=self._t)
+            pixels = self._image.window(*window.slices, z=z, c=self._c, t=self._t)
         check_finite(pixels, f"{self.name} plane {z}")
-        stored = pixels.astype(self.dtype, copy=False)
-        if self._kept is not None and window.size_px == self.height_px * self.width_px:
-            self._kept[z] = stored
-        return stored
+        return pixels.astype(self.dtype, copy=False)
+
+    def _continued(self, pixels: Image, window: Window) -> Image:
+        """A part with the specimen continued over what is blank."""
+        blank = self.blanks.over(window)
+        if blank is None:
+            return pixels
+        filled = pixels.copy()
+        step = max(_AROUND_PX, _CONTINUED_PX // window.width_px)
+        for top in range(0, window.height_px, step):
+            rows = slice(top, min(top + step, window.height_px))
+            if blank[rows].any():
+                first = max(top - _AROUND_PX, 0)
+                around = slice(first, rows.stop + _AROUND_PX)
+                values = np.moveaxis(continued(channels_first(pixels[around]), blank[around]), 0, 2)
+                values = values[top - first : rows.stop - first].reshape(filled[rows].shape)[blank[rows]]
+                filled[rows][blank[rows]] = np.rint(values) if self.dtype.kind == "u" else values
+        return filled
 
     def read_ahead(self, wanted: Iterable[tuple[int, Window]]) -> Iterator[Image]:
         """Read one after the other, each while the one before is being used."""
@@ -113,3 +165,22 @@ class Series:
             window = Window(top, 0, min(high, self.height_px - top), self.width_px)
             parts.append(self.read(z, window)[::step, ::step])
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A plane that is too large to be held, [C, Y, X]."""
+
+    read: Callable[[Window], Image]
+    shape: tuple[int, int, int]
+
+    def __getitem__(self, where: tuple[slice, slice], /) -> Image:
+        start, stop, step = where[1].indices(self.shape[1])
+        runs = [(start, stop)] if step == 1 else [(row, row + 1) for row in range(start, stop, step)]
+        parts = [self.read(Window(top, 0, end - top, self.shape[2])) for top, end in runs]
+        return channels_first(np.concatenate(parts))
+
+
+def channels_first(pixels: Image) -> Image:
+    """Return rows and columns, or those of colours, as [C, Y, X]."""
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)

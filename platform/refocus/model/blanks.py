@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,17 @@ _MIXED_PX = 2
 REACH_PX = _RUN_PX + _MIXED_PX
 #: Pixels looked at at a time; edges of each that are remembered, and pixels that what tells is judged by.
 _PIXELS, _REMEMBERED, _SAMPLES = 2_000_000, 20_000, 200_000
+
+
+class Rows(Protocol):
+    """A plane [C, Y, X] of which some rows are read at a time: an array, a memory map, or part of a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, rows and columns."""
+
+    def __getitem__(self, where: tuple[slice, slice], /) -> Pixels:
+        """All channels of some rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +95,14 @@ class Blanks:
             mask |= spikes(block, self.telling_step)
         return mask
 
+    def bands(self, plane: Rows) -> Iterator[tuple[slice, Mask]]:
+        """Which pixels of the plane are blank, or mixed with what is: some rows at a time, and which rows these are."""
+        for rows, block, own in _bands(plane, REACH_PX):
+            yield rows, self.over(block)[own]
 
-def find_blanks(plane: Pixels) -> Blanks:
-    """Look through a plane [C, Y, X], which may be a memory map.
+
+def find_blanks(plane: Rows) -> Blanks:
+    """Look through a plane [C, Y, X].
 
     Where flat places of a blank level end at something that is not as dark, or bright, it is all there within two
     pixels. Flat ground and saturated places end slowly, as far as the image is out of focus.
@@ -94,11 +110,11 @@ def find_blanks(plane: Pixels) -> Blanks:
     step = _telling_step(plane)
     edges: list[tuple[Pixels, Pixels, Pixels]] = []
     count = 0
-    for block, own in _bands(plane):
+    for _, block, own in _bands(plane, _RUN_PX + _FAR_PX):
         edges += _edges(block, own, step)
         count += int(np.count_nonzero(spikes(block, step)[own]))
-    levels = _levels(edges) if edges else plane[:, :0, 0].T
-    highest = float(plane.max()) if len(levels) else math.inf
+    levels = _levels(edges) if edges else np.empty((0, plane.shape[0]))
+    highest = max(float(block.max()) for _, block, _ in _bands(plane, 0)) if len(levels) else math.inf
     white = highest if (levels >= highest).all(1).any() else math.inf
     return Blanks(levels, count if count >= _LEAST_SPIKES else 0, step, white)
 
@@ -161,19 +177,19 @@ def _levels(edges: list[tuple[Pixels, Pixels, Pixels]]) -> Pixels:
     return levels[found]
 
 
-def _bands(plane: Pixels) -> Iterator[tuple[Pixels, slice]]:
-    """Rows of [C, Y, X], some at a time with those around them, and which of these are their own."""
-    height = plane.shape[1]
-    reach = _RUN_PX + _FAR_PX
-    step = max(64, _PIXELS // (plane.shape[0] * plane.shape[2]))
+def _bands(plane: Rows, reach_px: int) -> Iterator[tuple[slice, Pixels, slice]]:
+    """Rows of [C, Y, X], some at a time: which they are, they with those around them, and where they are in that."""
+    channels, height, width = plane.shape
+    step = max(64, _PIXELS // (channels * width))
     for top in range(0, height, step):
-        first, last = max(top - reach, 0), min(top + step + reach, height)
-        yield plane[:, first:last], slice(top - first, min(top + step, height) - first)
+        rows = slice(top, min(top + step, height))
+        first, last = max(top - reach_px, 0), min(rows.stop + reach_px, height)
+        yield rows, plane[:, first:last], slice(top - first, rows.stop - first)
 
 
-def _telling_step(plane: Pixels) -> float:
+def _telling_step(plane: Rows) -> float:
     """By how much levels must differ to tell, from some rows of the plane where it is not flat."""
-    rows = plane[:, :: max(1, plane[0].size // _SAMPLES)]
+    rows = plane[:, :: max(1, plane.shape[1] * plane.shape[2] // _SAMPLES)]
     uneven = ~_alike(rows[:, :, 1:], rows[:, :, :-1])
     if not uneven.any():
         return math.inf
