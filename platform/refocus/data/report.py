@@ -134,8 +134,8 @@ def warnings_of(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSour
     assumed = sum(source.modality_assumed for source in manifest.sources)
     if assumed:
         said.append(
-            f"The modality of {assumed} images was assumed (grey: fluorescence, colour: brightfield); an "
-            "acquisition.yaml beside them would say."
+            f"The modality of {assumed} images was assumed (colour on bright ground: brightfield; grey, and colour on "
+            "dark ground: fluorescence); an acquisition.yaml beside them would say."
         )
     said += filter(None, [said_of_scattered(manifest), said_of_loose_planes(manifest)])
     saturated = [source for source in manifest.sources if source.saturated_share > 0.01]

@@ -19,6 +19,7 @@ from refocus.data.blank_map import BlankMap
 from refocus.errors import UnsupportedImage
 from refocus.io.grid import Window
 from refocus.io.microscopy import ImageSource, check_finite
+from refocus.model.colors import modality_seen, only_channel
 from refocus.model.normalisation import MOST_SAMPLES
 from refocus.model.specimen import continued
 from refocus.zstack import Modality
@@ -55,7 +56,7 @@ class Series:
     acquisition : Acquisition
     modality : {'fluorescence', 'brightfield', 'phase_contrast'}
     modality_assumed : bool
-        Whether neither the file nor an answer says it.
+        Whether neither the file nor an answer says it, so that pixels do (:mod:`refocus.model.colors`).
     """
 
     def __init__(self, image: ImageSource, name: str, *, t: int = 0, c: int = 0) -> None:
@@ -68,7 +69,6 @@ class Series:
         self.pixel_bytes = samples * self.dtype.itemsize
         self._image, self._t, self._c = image, t, c
         said = self.acquisition = image.acquisition_of(c)
-        self.modality: Modality = said.modality or ("brightfield" if "S" in image.axes else "fluorescence")
         self.modality_assumed = said.modality is None
         whole = Window(0, 0, image.size("Y"), image.size("X"))
         fits = self.planes * whole.size_px * self.pixel_bytes <= HELD_BYTES
@@ -86,6 +86,12 @@ class Series:
         self._kept: dict[int, Image] | None = None
         if fits:
             self._kept = {z: self._continued(plane[inside.slices], self._whole) for z, plane in looked.items()}
+        self._only: int | None = None
+        self.modality: Modality = said.modality or "fluorescence"
+        if samples == 3:
+            colors = self.thinned(self.planes // 2)
+            self.modality = said.modality or modality_seen(colors[None])
+            self._keep_only(only_channel(colors))
 
     @property
     def window_px(self) -> int:
@@ -101,6 +107,8 @@ class Series:
     def read(self, z: int, window: Window) -> Image:
         """Return a part of plane `z`, shape (rows, columns) or (rows, columns, 3), finite, as tiles store it.
 
+        Of RGB that holds a single channel of light it is that channel.
+
         Raises
         ------
         UnreadableImage
@@ -109,6 +117,7 @@ class Series:
         if self._kept is not None and z in self._kept:
             return self._kept[z][window.slices]
         pixels = self._continued(self._stored(z, self.in_file(window)), window)
+        pixels = pixels if self._only is None else pixels[..., self._only]
         if self._kept is not None and window == self._whole:
             self._kept[z] = pixels
         return pixels
@@ -117,6 +126,11 @@ class Series:
         """Return where a part lies in the planes as the file holds them, rims included."""
         inside = self.blanks.inside
         return Window(window.y_px + inside.y_px, window.x_px + inside.x_px, window.height_px, window.width_px)
+
+    def _keep_only(self, channel: int | None) -> None:
+        self._only = channel
+        if channel is not None and self._kept is not None:
+            self._kept = {z: plane[..., channel] for z, plane in self._kept.items()}
 
     def _stored(self, z: int, window: Window) -> Image:
         """A part of a plane as the file holds it, in the dtype of tiles."""

@@ -10,16 +10,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from refocus.errors import ConfigurationError, MetadataMissing
-from refocus.model.specimen import Specimen
 from refocus.optics.ladder import OWN_SAMPLING, nearest_profile
 from refocus.optics.settings import OpticalSystem
 from refocus.wire.headers import OnOutOfRange
 from refocus.wire.image import WireImage
 from refocus.zstack import Modality
-
-#: Ground is dark where most pixels have less than this share of the brightest. 113 stained sections have 0.6 and more,
-#: 93% of 300 mergers of two or three fluorescence images less.
-_DARK_GROUND = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,47 +52,6 @@ class RestoreRequest:
     def colors(self) -> int:
         """3 for RGB, else 1."""
         return 3 if self.planes.ndim == 4 else 1
-
-
-def colors_held(planes: npt.NDArray[Any]) -> int:
-    """Return 3 where planes are RGB images of a coloured specimen, 1 where they hold channels of light.
-
-    Fluorescence is often saved as RGB: with three equal channels, in one of them with the other two constant, or
-    several channels merged, on a ground that is dark where that of a section is bright.
-
-    Examples
-    --------
-    >>> ramp = np.arange(12.0).reshape(1, 3, 4)
-    >>> colors_held(np.stack([ramp, ramp, ramp], axis=-1)), colors_held(np.stack([ramp, -ramp, ramp], axis=-1))
-    (1, 3)
-    """
-    if planes.ndim != 4:
-        return 1
-    # Few pixels show nearly every coloured image.
-    if all(_one_channel(pixels) for pixels in (planes[:, ::16, ::16], planes)):
-        return 1
-    return 1 if _on_dark_ground(planes) else 3
-
-
-def _on_dark_ground(planes: npt.NDArray[Any]) -> bool:
-    if not _mostly_dark(planes[:, ::4, ::4]):
-        return False
-    # A section may be padded with black, or cut out.
-    return all(_mostly_dark(np.moveaxis(Specimen.of(np.moveaxis(plane, -1, 0)).visible(), 0, -1)) for plane in planes)
-
-
-def _mostly_dark(colors: npt.NDArray[Any]) -> bool:
-    """Whether most pixels [..., 3] are dark, by the brightest of their colours."""
-    brightest = colors.max(-1)
-    usual, most = np.percentile(brightest, [50.0, 99.8])
-    return bool(usual < _DARK_GROUND * most)
-
-
-def _one_channel(planes: npt.NDArray[Any]) -> bool:
-    channels = [planes[..., color] for color in range(3)]
-    if all(np.array_equal(channels[0], other) for other in channels[1:]):
-        return True
-    return sum(bool(channel.min() == channel.max()) for channel in channels) >= 2
 
 
 def optics_of(

@@ -17,13 +17,14 @@ from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.model.blanks import said_of
 from refocus.model.checkpoint import ModelPackage
+from refocus.model.colors import colors_held
 from refocus.model.restore import Restoration
 from refocus.registry.catalog import Catalog
 from refocus.serving.batching import BatchingModel
 from refocus.serving.config import ServingConfig
 from refocus.serving.metrics import SWAPS, Meters, ProcessMeters
 from refocus.serving.models import ModelSet, Served
-from refocus.serving.requests import RestoreAnswer, RestoreRequest, ServiceState, TileReport, colors_held
+from refocus.serving.requests import RestoreAnswer, RestoreRequest, ServiceState, TileReport
 
 _log = logging.getLogger("refocus.serving")
 _TILE_PX = 256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from refocus.io.microscopy import ImageSource, open_image
 from refocus.model.blanks import find_blanks
 from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.checkpoint import ModelPackage
+from refocus.model.colors import modality_seen, only_channel
 from refocus.model.evaluation import EvaluationReport
 from refocus.training.baselines import Baseline
 from refocus.training.evaluate import Progress, evaluate
@@ -147,9 +148,7 @@ def measured_tiles(tiles: Iterable[Tile], *, most: int) -> list[MeasuredPlane]:
     return [_measured_plane(tile) for tile in drawn(fit, most, index=lambda tile: tile.index)]
 
 
-def sharp_images_in(
-    folder: Path, split: Split | None, *, modality_of: Callable[[Path, int], Modality] | None = None
-) -> list[SharpImage]:
+def sharp_images_in(folder: Path, split: Split | None) -> list[SharpImage]:
     """Read the sharp images of a folder that belong to a split, by the rule that ingest follows.
 
     Each channel and time is an image of its own. Focal series are left out, and a warning says how many; another names
@@ -161,9 +160,6 @@ def sharp_images_in(
     folder : Path
     split : {'validation', 'calibration', 'train'} or None
         None takes all.
-    modality_of : callable, optional
-        ``modality_of(path, channels)``; where not given the file says, or else colour is brightfield and grey
-        fluorescence, as in ingest.
     """
     found = []
     series = []
@@ -181,12 +177,8 @@ def sharp_images_in(
             _log.warning("left out: %s", error)
             continue
         for part, said, pixels in fields:
-            if modality_of is not None:
-                modality = modality_of(path, len(pixels))
-            else:
-                modality = said or ("brightfield" if len(pixels) == 3 else "fluorescence")
             try:
-                found.append(SharpImage(pixels, specimen, modality, path.relative_to(folder).as_posix() + part))
+                found.append(SharpImage(pixels, specimen, said, path.relative_to(folder).as_posix() + part))
             except InputError as error:
                 _log.warning("left out: %s", error)
     if series:
@@ -204,16 +196,16 @@ def sharp_images_in(
     return found
 
 
-def _fields_of(source: ImageSource) -> Iterator[tuple[str, Modality | None, Image]]:
-    """Each channel at each time, [C, Y, X], after what its name is told apart by and what the file says it is."""
+def _fields_of(source: ImageSource) -> Iterator[tuple[str, Modality, Image]]:
+    """Each channel at each time, [C, Y, X], after what its name is told apart by and what it is, as ingest has it."""
     for t, c in product(range(source.size("T")), range(source.size("C"))):
         parts = [f"{axis}={n}" for axis, n in (("t", t), ("c", c)) if source.size(axis.upper()) > 1]
         pixels = source.plane(t=t, c=c)
-        yield (
-            "#" + ",".join(parts) if parts else "",
-            source.acquisition_of(c).modality,
-            np.moveaxis(pixels[..., :3], -1, 0) if pixels.ndim == 3 else pixels[None],
-        )
+        pixels = pixels[..., :3] if pixels.ndim == 3 else pixels[..., None]
+        modality = source.acquisition_of(c).modality or modality_seen(pixels[None])
+        only = only_channel(pixels) if pixels.shape[-1] == 3 else None
+        channels = np.moveaxis(pixels, -1, 0)
+        yield "#" + ",".join(parts) if parts else "", modality, channels if only is None else channels[only : only + 1]
 
 
 def evenly(items: list[T], most: int) -> list[T]:

@@ -10,9 +10,10 @@ import numpy as np
 from rich.console import Console
 
 from refocus.errors import ConfigurationError, UnsupportedImage
+from refocus.model.colors import colors_held
 from refocus.model.explanation import Explanation, Image, explain
 from refocus.serving.config import ServingConfig
-from refocus.serving.requests import colors_held, optics_of
+from refocus.serving.requests import optics_of
 from refocus.serving.restorer import Restorer, catalog_of
 from refocus.training.figures import new_figure
 from refocus.wire.codec import decode
