@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from refocus.data.manifest import DatasetManifest, checked_name
 from refocus.data.splits import Split
-from refocus.data.tiles import Tile, drawn
+from refocus.data.tiles import Tile, drawn, is_its_own_target
 from refocus.errors import ConfigurationError, DatasetIncomplete, DatasetMissing, ObjectMissing
 from refocus.io.ranged import RangedObject
 from refocus.io.store import ObjectStore
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 DATASETS = "datasets"
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-# A plane no further from where its place is in focus is the one that is taken for sharp there.
-_IN_FOCUS_PLANES = 0.5
 
 
 def version_prefix(name: str, version: str) -> str:
@@ -102,7 +100,7 @@ class DatasetVersion:
             for shard in self._shards(split, modalities):
                 columns = shard.read(columns=["index", "planes_from_focus"]).to_pydict()
                 for index, planes in zip(columns["index"], columns["planes_from_focus"], strict=True):
-                    if planes is None or abs(planes) > _IN_FOCUS_PLANES:
+                    if not is_its_own_target(planes):
                         yield index
 
         return drawn(out_of_focus(), most, index=int)

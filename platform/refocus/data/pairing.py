@@ -14,6 +14,7 @@ import numpy.typing as npt
 from refocus.data.manifest import IngestSettings
 from refocus.data.series import Series
 from refocus.data.survey import Survey
+from refocus.data.tiles import NEAREST_PLANES
 from refocus.errors import InputError
 from refocus.focus.alignment import Shift, align, shifts_onto
 from refocus.focus.plane import InFocusPlane
@@ -120,6 +121,8 @@ class Pairing:
         if self._is_saturated(target):
             self.left_out.saturated_targets += 1
             return
+        # A plane that copies an earlier one is not there: the earlier is the nearest, and in focus.
+        position = float(np.clip(position, focus - NEAREST_PLANES, focus + NEAREST_PLANES))
         self.positions.append(position)
         for z in column.planes:
             shift = self._shift(shifts, z, focus)

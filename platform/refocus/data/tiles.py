@@ -17,6 +17,9 @@ from refocus.zstack import Modality
 Kind = Literal["sharp", "pair"]
 T = TypeVar("T")
 
+#: The nearest of planes that lie one apart is no further away.
+NEAREST_PLANES = 0.5
+
 #: Parquet schema of a shard. `pixels` and `target` are C-order [channels, height, width] in `dtype`.
 TILE_SCHEMA = pa.schema(
     [
@@ -89,12 +92,8 @@ class Tile:
 
     @property
     def is_its_own_target(self) -> bool:
-        """Whether this is the in-focus plane, paired with itself: that teaches to leave alone, and measures nothing.
-
-        Its noise is the target's own, so the plane as it came agrees with the target perfectly, and whatever is taken
-        out of it counts as an error.
-        """
-        return self.target is not None and np.array_equal(self.pixels, self.target)
+        """See the function of that name."""
+        return is_its_own_target(self.planes_from_focus)
 
     def row(self, *, target: bytes | None = None) -> dict[str, Any]:
         """Return the tile as a row of `TILE_SCHEMA`; `target` saves a copy where its bytes are there already."""
@@ -120,6 +119,15 @@ class Tile:
         }
         plain = {f.name: row[f.name] for f in fields(cls) if f.name not in arrays}
         return cls(**plain, **arrays)  # type: ignore[arg-type]
+
+
+def is_its_own_target(planes_from_focus: float | None) -> bool:
+    """Return whether this is the in-focus plane, paired with itself: that teaches to leave alone, and measures nothing.
+
+    Its noise is the target's own, so the plane as it came agrees with the target perfectly, and whatever is taken out
+    of it counts as an error. The plane nearest to where its place is in focus is the one that is taken for sharp there.
+    """
+    return planes_from_focus is not None and abs(planes_from_focus) <= NEAREST_PLANES
 
 
 def drawn(items: Iterable[T], most: int, *, index: Callable[[T], int]) -> list[T]:

@@ -13,6 +13,7 @@ from refocus.data.manifest import IngestSettings
 from refocus.data.pairing import Pair, Pairing
 from refocus.data.series import Series
 from refocus.data.survey import survey
+from refocus.data.tiles import is_its_own_target
 from refocus.focus.measures import DEFAULT_MEASURE
 from refocus.io.microscopy import open_image
 from refocus.optics.formation import tilted_sheet
@@ -152,3 +153,13 @@ def test_what_a_file_says_wrongly_of_a_late_plane_spoils_the_series_before_any_p
     data[offset : offset + 64] = bytes(64)
     with pytest.raises(ValueError, match="plane 8 cannot be decoded"):
         paired(bytes(data))
+
+
+def test_the_plane_that_is_its_own_target_is_told_by_its_distance_where_planes_are_copies(tilted):
+    stack = tilted.copy()
+    stack[5:8] = stack[5]
+    pairs, pairing = paired(tiff(stack))
+    assert pairing.survey.copies == {6: 5, 7: 5}
+    assert 5 in {pair.plane for pair in pairs if pair.pixels is pair.target}
+    for pair in pairs:
+        assert is_its_own_target(pair.planes_from_focus) == (pair.pixels is pair.target)
