@@ -165,9 +165,16 @@ class RangeGate(BaseModel):
             verdicts.append(TileVerdict(*place, ("no_structure",) if empty else self._reasons(tile, clipped)))
         return tuple(verdicts)
 
-    def flagged_share(self, image: Image, *, saturation_level: float | None = None, absorbing: bool = False) -> float:
+    def flagged_share(
+        self,
+        image: Image,
+        *,
+        saturation_level: float | None = None,
+        absorbing: bool = False,
+        blanks: Blanks | None = None,
+    ) -> float:
         """Return the share of tiles on which the gate abstains; see :meth:`judge`."""
-        verdicts = self.judge(image, saturation_level=saturation_level, absorbing=absorbing)
+        verdicts = self.judge(image, saturation_level=saturation_level, absorbing=absorbing, blanks=blanks)
         return float(np.mean([v.flagged for v in verdicts]))
 
     def _reasons(self, tile: Image, clipped: Image) -> tuple[Reason, ...]:

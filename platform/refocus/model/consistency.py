@@ -18,6 +18,7 @@ import torch
 from scipy import fft, ndimage
 
 from refocus.errors import InputError
+from refocus.model.blanks import Blanks
 from refocus.model.specimen import Specimen, continued
 from refocus.optics.settings import OpticalSystem
 from refocus.optics.transfer import RoundTransfer, interpolate
@@ -50,7 +51,12 @@ class Consistency:
 
 
 def check_consistency(
-    image: Image, restored: Image, blur_radius_px: float, *, system: OpticalSystem = TYPICAL_SYSTEM
+    image: Image,
+    restored: Image,
+    blur_radius_px: float,
+    *,
+    system: OpticalSystem = TYPICAL_SYSTEM,
+    blanks: Blanks | None = None,
 ) -> Consistency:
     """Fit a defocus near the predicted one and compare the re-blurred output with the input.
 
@@ -62,6 +68,8 @@ def check_consistency(
         Predicted; radii from 0 to 1.6 times it are tried, and refined by a parabola.
     system : OpticalSystem, optional
         The objective where it is known.
+    blanks : Blanks, optional
+        Of the image, where they are known.
 
     Raises
     ------
@@ -72,7 +80,8 @@ def check_consistency(
         raise InputError(f"image {image.shape} and restored {restored.shape}; expected one shape of 16 px and more.")
     given, output = (np.asarray(i, np.float32).reshape(-1, *image.shape[-2:]) for i in (image, restored))
     # Padding and scale bars were not blurred, and blurring them again would explain nothing.
-    seen, blank = Specimen.of(given).everywhere()
+    specimen = Specimen.of(given) if blanks is None else Specimen(given, blanks)
+    seen, blank = specimen.everywhere()
     if blank.any():
         given, output = (part.astype(np.float32) for part in (seen, continued(output, blank)))
     spread = float(given.std())

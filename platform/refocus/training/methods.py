@@ -50,12 +50,19 @@ def network_method(
         half = calibration.half_width_of(found.scale, found.blur_radius_px, stride_px=found.stride_px, axes=axes)
         pixels = np.moveaxis(found.pixels, -1, 0) if colour else found.pixels
         blur = found.median_blur_radius_px
+        # Of colours that were restored one by one each has blanks of its own, and those of all are looked for again.
+        blanks = found.blanks[0] if len(found.blanks) == 1 else None
+        flagged = residual = None
+        if check:
+            residual = check_consistency(image, pixels, blur, blanks=blanks).noise_ratio
+        if check and gate is not None:
+            flagged = gate.flagged_share(image, absorbing=absorbing, blanks=blanks)
         return Restored(
             pixels=pixels,
             half_width=np.moveaxis(half, -1, 0) if colour else half,
             blur_radius_px=blur,
-            flagged_share=gate.flagged_share(image, absorbing=absorbing) if check and gate is not None else None,
-            residual=check_consistency(image, pixels, blur).noise_ratio if check else None,
+            flagged_share=flagged,
+            residual=residual,
         )
 
     return method

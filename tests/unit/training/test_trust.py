@@ -4,7 +4,9 @@ import torch
 from skimage import data
 
 from refocus.errors import InputError
+from refocus.model import specimen
 from refocus.model.abstain import RangeGate
+from refocus.model.blanks import find_blanks
 from refocus.model.calibration import LAPLACE_FACTOR_90
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.networks import NetworkConfig, build_network
@@ -149,3 +151,19 @@ def test_a_gate_needs_many_images():
     # One image gives 16 tiles in range and 8 beyond; the rule has 231 weights.
     with pytest.raises(InputError, match="expected at least 231"):
         gate_for(12.0, images(0, 1), systems=(STANDARD_SYSTEM,))
+
+
+def test_blanks_are_looked_for_once_an_image(monkeypatch):
+    picture = data.camera()[None, :96, :112].astype(np.float32)
+    raw = package()
+    judging = ModelPackage(raw.config.model_copy(update={"gate": RangeGate.shipped()}), raw.weights, {})
+    looked = []
+
+    def counting(plane):
+        looked.append(plane.shape)
+        return find_blanks(plane)
+
+    monkeypatch.setattr(specimen, "find_blanks", counting)
+    found = network_method(judging)(picture)
+    assert None not in (found.flagged_share, found.residual)
+    assert looked == [picture.shape]
