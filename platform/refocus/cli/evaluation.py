@@ -13,7 +13,8 @@ from refocus.cli.speaking import console
 def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled model's name, or the folder of a package.")],
     source: Annotated[
-        Path, typer.Argument(help="A folder of sharp images, or one focal series (TIFF, OME-TIFF).", exists=True)
+        Path,
+        typer.Argument(help="A folder of sharp images, or one focal series (TIFF, OME-Zarr).", exists=True),
     ],
     stacks: Annotated[Path | None, typer.Option(help="A focal series beside the images, or a folder of them.")] = None,
     beside: Annotated[
@@ -43,6 +44,7 @@ def evaluate(
 
     from refocus.data.splits import SPLITS
     from refocus.errors import ConfigurationError
+    from refocus.io.zarr import is_zarr
     from refocus.workflows.evaluate import EvaluationOptions, Scope, evaluate_and_write
 
     chosen = next((known for known in SPLITS if known == split), None)
@@ -51,15 +53,16 @@ def evaluate(
         raise ConfigurationError(
             f"split {split!r}, scope {scope!r}: expected one of all, {', '.join(SPLITS)}; {', '.join(get_args(Scope))}."
         )
-    if source.is_file() and stacks is not None:
+    is_series = source.is_file() or is_zarr(source)
+    if is_series and stacks is not None:
         raise ConfigurationError(
             f"{source} is a focal series already; with --stacks a folder of sharp images is meant."
         )
     options = EvaluationOptions(
         models=(model, *(beside or ())),
         out=out,
-        images=source if source.is_dir() else None,
-        stacks=source if source.is_file() else stacks,
+        images=None if is_series else source,
+        stacks=source if is_series else stacks,
         split=chosen,
         scope=scenes,
         classical=classical,

@@ -55,6 +55,11 @@ def zarr_roots(keys: Iterable[str]) -> list[str]:
     return roots
 
 
+def is_zarr(folder: Path) -> bool:
+    """Return whether a folder is a Zarr group by itself."""
+    return any((folder / marker).is_file() for marker in _MARKERS)
+
+
 def etag_of_folder(objects: Iterable[ObjectInfo]) -> str:
     """Return one ETag for many objects, in the order of their keys: any change of one gives another."""
     listing = "\n".join(f"{entry.key} {entry.etag}" for entry in objects)

@@ -63,7 +63,7 @@ def planes_of(stack: ZStack, *, field_px: int = 512) -> Iterator[MeasuredPlane]:
     ------
     InputError
         If the stack has fewer than three planes or several channels, or is sharpest at its first or last plane: what
-        would be measured against may be blurred itself.
+        would be measured against may be blurred itself. Likewise if its in-focus plane shows nothing.
     """
     if stack.planes < 3 or stack.size("T") * stack.size("C") * stack.size("S") != 1:
         raise InputError(
@@ -86,6 +86,12 @@ def planes_of(stack: ZStack, *, field_px: int = 512) -> Iterator[MeasuredPlane]:
     y, x = ((size - field) // 2 for size, field in zip(planes.shape[1:], (height, width), strict=True))
     window = slice(y, y + height), slice(x, x + width)
     truth = planes[focus.index][window].astype(np.float32)[None]
+    if truth.min() == truth.max():
+        raise InputError(
+            f"{stack.source} is in focus at plane {focus.index} of 0 to {stack.planes - 1}, whose middle {height} x "
+            f"{width} px are {truth.min():g} all over; expected a specimen to compare with. Was that plane lost while "
+            "recording? Leave it out, or the series."
+        )
     for index, (plane, shift) in enumerate(zip(planes, shifts, strict=True)):
         if index == focus.index or np.array_equal(plane, planes[focus.index]):
             continue

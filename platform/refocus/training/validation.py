@@ -11,10 +11,12 @@ from typing import TypeVar
 import numpy as np
 
 from refocus.data.dataset import DatasetVersion
-from refocus.data.splits import Split, is_image, specimen_of, split_of
+from refocus.data.sidecar import SIDECAR_NAME, Answers, Sidecar, sidecar_text
+from refocus.data.splits import Split, is_image, split_of
 from refocus.data.tiles import Tile, drawn
 from refocus.errors import DatasetIncomplete, InputError
 from refocus.io.microscopy import ImageSource, open_image
+from refocus.io.zarr import zarr_roots
 from refocus.model.blanks import find_blanks
 from refocus.model.calibration import FEWEST_SPECIMENS
 from refocus.model.checkpoint import ModelPackage
@@ -149,26 +151,37 @@ def measured_tiles(tiles: Iterable[Tile], *, most: int) -> list[MeasuredPlane]:
 
 
 def sharp_images_in(folder: Path, split: Split | None) -> list[SharpImage]:
-    """Read the sharp images of a folder that belong to a split, by the rule that ingest follows.
+    """Read the sharp images of a folder that belong to a split, by the rules that ingest follows.
 
-    Each channel and time is an image of its own. Focal series are left out, and a warning says how many; another names
-    each file that cannot be read, and each image that is too small, constant or not finite. Of images with padding or
-    overlays (:mod:`refocus.model.blanks`) it is said that they count as specimen.
+    An ``acquisition.yaml`` (:mod:`refocus.data.sidecar`) says which specimen an image shows, what its file leaves open,
+    and what to ignore; its `axes` and `minimum_sharpness` count in ingest alone. Each channel and time is an image of
+    its own. Focal series are left out, and a warning says how many; another names each file that cannot be read, and
+    each image that is too small, constant or not finite. Of images with padding or overlays
+    (:mod:`refocus.model.blanks`) it is said that they count as specimen.
 
     Parameters
     ----------
     folder : Path
+        Of files, or of an OME-Zarr.
     split : {'validation', 'calibration', 'train'} or None
         None takes all.
+
+    Raises
+    ------
+    ConfigurationError
+        If a sidecar is not understood.
     """
     found = []
     series = []
-    for path in sorted(p for p in folder.rglob("*") if is_image(p.name)):
-        specimen = specimen_of(path.name)
-        if split is not None and split_of(specimen) != split:
+    answers = _answers_in(folder)
+    for path in _images_in(folder):
+        key = path.relative_to(folder).as_posix() if path != folder else folder.name
+        rule, specimen = answers.rule_for(key), answers.specimen_for(key)
+        if rule.ignore or (split is not None and split_of(specimen) != split):
             continue
         try:
-            with open_image(path.read_bytes(), name=str(path)) as source:
+            place = path if path.is_dir() else path.read_bytes()
+            with open_image(place, name=str(path), answers=rule.acquisition()) as source:
                 if source.size("Z") > 1:
                     series.append(path)
                     continue
@@ -176,16 +189,16 @@ def sharp_images_in(folder: Path, split: Split | None) -> list[SharpImage]:
         except InputError as error:
             _log.warning("left out: %s", error)
             continue
-        for part, said, pixels in fields:
+        for part, modality, pixels in fields:
             try:
-                found.append(SharpImage(pixels, specimen, said, path.relative_to(folder).as_posix() + part))
+                found.append(SharpImage(pixels, specimen, modality, key + part))
             except InputError as error:
                 _log.warning("left out: %s", error)
     if series:
         _log.warning(
-            "%d files of %s hold several z-planes and are left out, such as %s: a focal series is no sharp image. "
+            "%d images of %s hold several z-planes and are left out, such as %s: a focal series is no sharp image. "
             "Evaluate series as such (--stacks).",
-            len(series), folder, series[0].relative_to(folder),
+            len(series), folder, series[0].name,
         )  # fmt: skip
     painted = [image.source for image in found if find_blanks(image.pixels).over(image.pixels).mean() > _LEAST_BLANK]
     if painted:
@@ -194,6 +207,22 @@ def sharp_images_in(folder: Path, split: Split | None) -> list[SharpImage]:
             len(painted), len(found), folder, painted[0],
         )  # fmt: skip
     return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    groups = {Path(root) for root in zarr_roots(path.as_posix() for path in files)}
+    images = {path for path in files if is_image(path.name) and groups.isdisjoint(path.parents)}
+    return sorted(images | groups)
+
+
+def _answers_in(folder: Path) -> Answers:
+    found = {}
+    for path in sorted(folder.rglob(SIDECAR_NAME)):
+        place = path.parent.relative_to(folder).as_posix()
+        text = sidecar_text(path.read_bytes(), str(path))
+        found["" if place == "." else place] = Sidecar.parse(text, source=str(path))
+    return Answers(found)
 
 
 def _fields_of(source: ImageSource) -> Iterator[tuple[str, Modality, Image]]:

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from refocus.data.dataset import DatasetVersion
+from refocus.data.sidecar import SIDECAR_NAME
 from refocus.data.splits import Split
 from refocus.errors import ConfigurationError, InputError, ModelMissing, UnsupportedImage
 from refocus.io.microscopy import open_image
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
+from refocus.io.zarr import is_zarr
 from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.model.evaluation import EvaluationReport
 from refocus.optics.ladder import nearest_profile
@@ -138,7 +140,7 @@ def evaluate_and_write(options: EvaluationOptions, console: Console) -> Evaluati
         if not packages:
             raise InputError("no model was named; there is nothing to calibrate (--model).")
         console.print(f"  calibrating {packages[0].config.name} on the calibration split")
-        packages[0] = _trusted(packages[0], version, options.images, _progress(console))
+        packages[0] = _trusted(packages[0], version, options.images, console)
     rows = _rows(packages)
     if version is not None:
         sharp: list[SharpImage] = []
@@ -177,7 +179,7 @@ def fit_gate_and_write(out: Path, images: Path | None, console: Console, *, larg
         raise InputError("no images were named to fit a gate on; give --images.")
     check_target(out, overwrite=True)
     fit_on, measured_on = (
-        [i for split in splits for i in sharp_images_in(images, split) if i.holds_a_field]
+        [i for split in splits for i in _sharp_images(images, split, console) if i.holds_a_field]
         for splits in (("train", "calibration"), ("validation",))
     )
     chosen = [
@@ -293,14 +295,15 @@ def _on_images(
 
 
 def _trusted(
-    package: ModelPackage, version: DatasetVersion | None, images: Path | None, progress: Progress
+    package: ModelPackage, version: DatasetVersion | None, images: Path | None, console: Console
 ) -> ModelPackage:
     """Fit intervals, and give the shipped gate where it serves the package's range."""
     if version is not None:
         return with_shipped_gate(calibrated_on_split(package, version))
     if images is None:
         raise InputError("no images were named to calibrate on; give --images or --dataset.")
-    sharp = [i for i in sharp_images_in(images, "calibration") if i.holds_a_field]
+    sharp = [i for i in _sharp_images(images, "calibration", console) if i.holds_a_field]
+    progress = _progress(console)
     fitted = with_calibration(
         package,
         evenly([i for i in sharp if i.modality == package.config.modality], CALIBRATION_IMAGES),
@@ -313,7 +316,7 @@ def _from_folders(
     packages: Sequence[ModelPackage], options: EvaluationOptions, console: Console
 ) -> tuple[list[SharpImage], list[MeasuredPlane]]:
     modalities = {p.config.modality for p in packages}
-    sharp = sharp_images_in(options.images, options.split) if options.images is not None else []
+    sharp = _sharp_images(options.images, options.split, console) if options.images is not None else []
     sharp = _of_use(sharp, modalities, SMALLEST_FIELD_PX if options.scope == "wide" else _LEAST_SIDE_PX, console)
     if options.scope == "wide":
         kept = sharp
@@ -334,6 +337,21 @@ def _from_folders(
                 raise
             console.print(f"  left out: {error}", markup=False)
     return kept, planes
+
+
+def _sharp_images(folder: Path, split: Split | None, console: Console) -> list[SharpImage]:
+    """Read them, and say how their split is told: an ingest with other answers has dealt them out otherwise."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; expected one of sharp images.")
+    sharp = sharp_images_in(folder, split)
+    if split is not None:
+        console.print(
+            f"  {len(sharp)} images of {folder} are in the {split} split, by their specimens: as {SIDECAR_NAME} there "
+            "says, else by file names without channel (_c0, _ch00, _w1). Where an ingest was told otherwise, evaluate "
+            "its dataset.",
+            markup=False,
+        )
+    return sharp
 
 
 def _of_use(sharp: list[SharpImage], modalities: set[Modality], least_px: int, console: Console) -> list[SharpImage]:
@@ -363,7 +381,7 @@ def _series(path: Path) -> ZStack:
 def _series_in(place: Path) -> list[Path]:
     if not place.exists():
         raise InputError(f"{place} does not exist; expected a focal series or a folder of them.")
-    return [place] if place.is_file() else sorted(place.rglob("*.tif*"))
+    return [place] if place.is_file() or is_zarr(place) else sorted(place.rglob("*.tif*"))
 
 
 def _print_tables(report: EvaluationReport, console: Console) -> None:

@@ -37,6 +37,13 @@ def test_a_series_that_is_sharpest_at_its_edge_is_refused(kept):
         next(planes_of(ZStack(whole.pixels[kept], "ZYX", whole.acquisition)))
 
 
+def test_a_series_whose_plane_in_focus_was_lost_is_refused_with_that_plane():
+    lost = stack().pixels.copy()
+    lost[3] = 0
+    with pytest.raises(InputError, match=r"in focus at plane 3 of 0 to 7, .* are 0 all over"):
+        next(planes_of(ZStack(lost, "ZYX", stack().acquisition)))
+
+
 def test_drifting_planes_are_brought_into_register():
     found = list(planes_of(stack(drift_px=2)))
     for plane in found:

@@ -4,6 +4,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from skimage import data
 
 from refocus.data.splits import split_of
@@ -125,7 +126,7 @@ def test_a_folder_gives_what_ingest_takes_and_nothing_else(tmp_path, picture, ca
         np.testing.assert_array_equal(found[f"two.ome.tif#c={channel}"].pixels, focal_series[[channel]])
     assert {image.source for image in found.values() if image.modality == "brightfield"} == {"section.ome.tif"}
     (record,) = caplog.records
-    assert "1 files" in record.message
+    assert "1 images" in record.message
     assert "stack.ome.tif" in record.message
 
 
@@ -135,6 +136,33 @@ def test_a_folder_is_split_as_ingest_splits_it(folder):
         assert images
         assert {split_of(i.specimen) for i in images} == {split}
     assert len(sharp_images_in(folder, None)) == len(list(folder.iterdir()))
+
+
+def test_a_sidecar_says_in_evaluation_what_it_says_in_ingest(tmp_path, picture):
+    for name in ("slide1_a", "slide1_b", "slide2_a", "overview"):
+        (tmp_path / f"{name}.png").write_bytes(imagecodecs.png_encode(picture))
+    rules = "rules: [{match: 'over*', ignore: true}, {specimen: '(slide\\d+)_.*', modality: phase_contrast}]"
+    (tmp_path / "acquisition.yaml").write_text(rules)
+    found = sharp_images_in(tmp_path, None)
+    assert [(image.source, image.specimen) for image in found] == [
+        ("slide1_a.png", "slide1"), ("slide1_b.png", "slide1"), ("slide2_a.png", "slide2")
+    ]  # fmt: skip
+    assert {image.modality for image in found} == {"phase_contrast"}
+    assert {i.specimen for i in sharp_images_in(tmp_path, split_of("slide1"))} >= {"slide1"}
+
+
+def test_ome_zarr_is_read_as_ingest_reads_it(tmp_path, picture):
+    (tmp_path / "sound.png").write_bytes(imagecodecs.png_encode(picture))
+    image = zarr.open_group(tmp_path / "day1" / "cell.ome.zarr", mode="w", zarr_format=3)
+    image.create_array("0", data=np.ascontiguousarray(picture), chunks=(64, 64))
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    whole = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0]}]}]
+    image.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": whole}]}
+    found = {image.source: image for image in sharp_images_in(tmp_path, None)}
+    assert set(found) == {"sound.png", "day1/cell.ome.zarr"}
+    np.testing.assert_array_equal(found["day1/cell.ome.zarr"].pixels, picture[None])
+    (alone,) = sharp_images_in(tmp_path / "day1" / "cell.ome.zarr", None)
+    assert alone.source == "cell.ome.zarr"
 
 
 def test_an_image_that_is_no_truth_is_left_out_and_named(tmp_path, picture, caplog):

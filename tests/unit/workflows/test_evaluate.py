@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from rich.console import Console
 from scipy import ndimage
 from skimage import data
@@ -156,6 +157,21 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(folder, series, 
     empty.mkdir()
     with pytest.raises(InputError, match="no image to evaluate on"):
         evaluate_and_write(EvaluationOptions((package,), tmp_path, images=empty), Console(quiet=True))
+    with pytest.raises(InputError, match=r"slide\.tif is no folder"):
+        evaluate_and_write(EvaluationOptions((package,), tmp_path, images=series), Console(quiet=True))
+
+
+def test_a_focal_series_may_be_ome_zarr(series, tmp_path):
+    planes = tifffile.imread(series)
+    group = zarr.open_group(tmp_path / "slide.ome.zarr", mode="w", zarr_format=3)
+    group.create_array("0", data=planes, chunks=(1, 64, 64))
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    whole = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": whole}]}
+    words = ["evaluate", saved(tmp_path / "p"), str(tmp_path / "slide.ome.zarr"), "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0, said.output
+    assert len(read(tmp_path / "out").select()) == len(planes) - 1
 
 
 def test_images_of_another_kind_and_small_ones_are_left_out_and_counted(tmp_path):
@@ -202,7 +218,7 @@ def test_what_is_no_model_and_no_place_for_a_report_is_refused_before_the_work(s
 
 def test_a_package_is_calibrated_on_a_dataset_as_on_a_folder(store, tmp_path):
     version = DatasetVersion.open(store, put_sharp_images(store, name="images", each=5, side=192))
-    found = _trusted(ModelPackage.load(saved(tmp_path / "p")), version, None, lambda *_: None)
+    found = _trusted(ModelPackage.load(saved(tmp_path / "p")), version, None, Console(quiet=True))
     assert found.config.calibration.specimens == 5
     assert found.config.gate == RangeGate.shipped()
 
@@ -219,4 +235,7 @@ def test_the_job_calibrates_and_saves_a_package_with_its_evaluation(folder, tmp_
     assert calibrated.config.gate == RangeGate.shipped()
     assert calibrated.digest != ModelPackage.load(package).digest
     assert read(tmp_path / "out").digest == calibrated.digest
+    said = " ".join(done.stdout.split())
+    for split in ("calibration", "validation"):
+        assert f"are in the {split} split, by their specimens: as acquisition.yaml there says" in said
     assert re.search(r"coverage of the 90% interval \(%\) \| \d", done.stdout)
