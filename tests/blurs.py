@@ -7,14 +7,14 @@ from torch import Tensor
 
 from refocus.optics.ladder import PROFILES, Profile
 from refocus.optics.psf import widefield_psf
-from refocus.optics.settings import OpticalSystem
-
-STANDARD = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
+from refocus.optics.settings import STANDARD_SYSTEM
 
 
 def out_of_focus(sharp: Tensor, radius_px: float) -> Tensor:
     """Square images [..., Y, X], periodic, through the transform of the whole image."""
-    psf = widefield_psf(STANDARD, torch.tensor([STANDARD.defocus_um_for(radius_px)]), size_px=sharp.shape[-1])[0]
+    psf = widefield_psf(
+        STANDARD_SYSTEM, torch.tensor([STANDARD_SYSTEM.defocus_um_for(radius_px)]), size_px=sharp.shape[-1]
+    )[0]
     return torch.fft.irfft2(torch.fft.rfft2(sharp) * torch.fft.rfft2(torch.fft.ifftshift(psf)), s=sharp.shape[-2:])
 
 

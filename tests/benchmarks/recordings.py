@@ -30,9 +30,10 @@ from scipy.signal import fftconvolve
 from skimage.transform import rescale, rotate
 
 from refocus.model import metrics
+from refocus.optics.settings import STANDARD_SYSTEM
 from refocus.training.evaluate import Method, commit, machine, restored_by, said_about
 from refocus.training.methods import network_method
-from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage, scenes_of
+from refocus.training.scenes import SceneSettings, SharpImage, scenes_of
 from refocus.training.validation import evenly, sharp_images_in
 from refocus.workflows.evaluate import open_package
 

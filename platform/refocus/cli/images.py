@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from refocus.cli.speaking import console
-from refocus.optics.limits import LARGEST_APERTURE
+from refocus.optics.limits import APERTURE, PIXEL_SIZE_UM, WAVELENGTH_UM
 
 
 def _between(lowest: float, highest: float, unit: str) -> Callable[[float | None], float | None]:
@@ -28,10 +28,14 @@ def _between(lowest: float, highest: float, unit: str) -> Callable[[float | None
 
 _Aperture = Annotated[
     float | None,
-    typer.Option(callback=_between(0.01, LARGEST_APERTURE, ""), help="Numerical aperture; wins over files'."),
+    typer.Option(callback=_between(*APERTURE, ""), help="Numerical aperture; wins over files'."),
 ]
-_PixelSize = Annotated[float | None, typer.Option(callback=_between(1e-3, 100, " um"), help="Pixel size, likewise.")]
-_Wavelength = Annotated[float | None, typer.Option(callback=_between(0.1, 2, " um"), help="Of the light, likewise.")]
+_PixelSize = Annotated[
+    float | None, typer.Option(callback=_between(*PIXEL_SIZE_UM, " um"), help="Pixel size, likewise.")
+]
+_Wavelength = Annotated[
+    float | None, typer.Option(callback=_between(*WAVELENGTH_UM, " um"), help="Of the light, likewise.")
+]
 _Model = Annotated[
     str | None,
     typer.Option(

@@ -30,7 +30,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from refocus.data.splits import DEFAULT_SPECIMEN_PATTERN, checked_pattern, specimen_of
 from refocus.errors import ConfigurationError, in_one_line, not_fitting, problems_of
-from refocus.optics.limits import LARGEST_APERTURE
+from refocus.optics.limits import APERTURE, PIXEL_SIZE_UM, WAVELENGTH_UM, Z_STEP_UM
 from refocus.zstack import AXES, Acquisition, Modality
 
 SIDECAR_NAME = "acquisition.yaml"
@@ -42,11 +42,12 @@ def _checked_axes(axes: str) -> str:
     return axes
 
 
-class Rule(BaseModel):
-    """Answers for the objects that `match` a shell pattern.
+def _within(bounds: tuple[float, float]) -> Any:
+    return Field(default=None, ge=bounds[0], le=bounds[1])
 
-    Lengths have bounds that microscopes keep by far: a number of nm in place of um is outside.
-    """
+
+class Rule(BaseModel):
+    """Answers for the objects that `match` a shell pattern."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,10 +55,10 @@ class Rule(BaseModel):
     ignore: bool = False
     modality: Modality | None = None
     axes: Annotated[str, AfterValidator(_checked_axes)] | None = None
-    pixel_size_um: float | None = Field(default=None, ge=1e-3, le=100)
-    z_step_um: float | None = Field(default=None, ge=1e-3, le=100)
-    numerical_aperture: float | None = Field(default=None, gt=0, le=LARGEST_APERTURE)
-    wavelength_um: float | None = Field(default=None, ge=0.1, le=2)
+    pixel_size_um: float | None = _within(PIXEL_SIZE_UM)
+    z_step_um: float | None = _within(Z_STEP_UM)
+    numerical_aperture: float | None = _within(APERTURE)
+    wavelength_um: float | None = _within(WAVELENGTH_UM)
     refractive_index: float | None = Field(default=None, ge=1, lt=2)
     specimen: Annotated[str, AfterValidator(checked_pattern)] = DEFAULT_SPECIMEN_PATTERN
     minimum_sharpness: float | None = Field(default=None, ge=0, allow_inf_nan=False)

@@ -20,13 +20,11 @@ from scipy import fft, ndimage
 from refocus.errors import InputError
 from refocus.model.blanks import Blanks
 from refocus.model.specimen import Specimen, continued
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.settings import STANDARD_SYSTEM, OpticalSystem
 from refocus.optics.transfer import RoundTransfer, interpolate
 
 Image = npt.NDArray[Any]
 
-#: Stands for optics that nobody stated: only its blur radius in pixels and its sampling matter, not its micrometres.
-TYPICAL_SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
 _EPSILON = 0.0025
 _STEPS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6)
 
@@ -55,7 +53,7 @@ def check_consistency(
     restored: Image,
     blur_radius_px: float,
     *,
-    system: OpticalSystem = TYPICAL_SYSTEM,
+    system: OpticalSystem = STANDARD_SYSTEM,
     blanks: Blanks | None = None,
 ) -> Consistency:
     """Fit a defocus near the predicted one and compare the re-blurred output with the input.
@@ -67,7 +65,7 @@ def check_consistency(
     blur_radius_px : float
         Predicted; radii from 0 to 1.6 times it are tried, and refined by a parabola.
     system : OpticalSystem, optional
-        The objective where it is known.
+        The objective where it is known: of one that is not, its blur in pixels and its sampling matter, not its um.
     blanks : Blanks, optional
         Of the image, where they are known.
 
@@ -114,7 +112,7 @@ def check_consistency(
 
 
 def relative_transfer(
-    blur_radius_px: float, shape: tuple[int, int], system: OpticalSystem = TYPICAL_SYSTEM
+    blur_radius_px: float, shape: tuple[int, int], system: OpticalSystem = STANDARD_SYSTEM
 ) -> npt.NDArray[np.float32]:
     """Transfer function from an in-focus image to the same image at a blur radius, over an ``rfft2`` grid.
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from refocus.errors import InputError
 from refocus.optics.formation import Boundary, Transfer, psf_transfer, volume
 from refocus.optics.pupil import ROUND, PupilBatch, aberration_waves, amplitude, defocus_waves
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.settings import RGB_WAVELENGTHS_UM, OpticalSystem
 from refocus.optics.transfer import RoundTransfer, interpolate, source_disc
 
 
@@ -49,8 +49,6 @@ class Stain:
 #: (Ruifrok's own, 0.072 0.990 0.105, is the pure dye and pinker than sections are).
 HAEMATOXYLIN = Stain("haematoxylin", (0.650, 0.704, 0.286))
 EOSIN = Stain("eosin", (0.2159, 0.8012, 0.5581))
-#: Wavelengths that stand for the three colours of a camera with a white lamp, in um.
-RGB_WAVELENGTHS_UM = (0.61, 0.54, 0.46)
 
 
 def transmission(amounts: Tensor, stains: Sequence[Stain]) -> Tensor:

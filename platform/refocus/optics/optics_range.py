@@ -7,6 +7,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from refocus.optics.settings import RGB_WAVELENGTHS_UM
+
 
 def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     low, high = interval
@@ -76,7 +78,7 @@ class OpticsRange(BaseModel):
     pixel_size_um: Interval = (0.1, 0.65)
     pixels_per_resolution: Interval = (0.16, 0.8)
     refractive_index: Annotated[float, Field(gt=0)] = 1.0
-    rgb_wavelengths_um: tuple[float, float, float] = (0.61, 0.54, 0.46)
+    rgb_wavelengths_um: tuple[float, float, float] = RGB_WAVELENGTHS_UM
     condenser_ratio: Interval = (0.5, 1.0)
     blur_radius_px: Interval = (0.0, 35.0)
     in_focus_share: Share = 0.15

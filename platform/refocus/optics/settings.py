@@ -12,6 +12,8 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 #: Air, water, oil.
 _MEDIA = (1.0, 1.33, 1.515)
 _GREEN_UM = 0.55
+#: Wavelengths that stand for the three colours of a camera with a white lamp, in um.
+RGB_WAVELENGTHS_UM = (0.61, 0.54, 0.46)
 Apodisation = Literal["uniform", "aplanatic"]
 
 
@@ -141,3 +143,7 @@ class OpticalSystem(BaseModel):
     def defocus_um_for(self, blur_radius_px: float) -> float:
         """Distance at which the geometric blur has this radius, in um, positive."""
         return blur_radius_px * self.pixel_size_um / self.tangent
+
+
+#: What stands for an objective where none is named: 20x 0.75 on 6.5 um pixels, green light.
+STANDARD_SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)

@@ -14,12 +14,10 @@ from refocus.errors import ConfigurationError
 from refocus.optics.brightfield import stained_volume
 from refocus.optics.camera import Camera
 from refocus.optics.formation import margin_px, volume
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.settings import STANDARD_SYSTEM, OpticalSystem
 from refocus.optics.specimens import SPECIMENS, Specimen, grow
 from refocus.zstack import Acquisition, ZStack
 
-#: A 20x 0.75 objective on 6.5 um pixels.
-DEFAULT_SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
 #: Colour cameras in slide scanners give 8 bits without a pedestal.
 COLOUR_CAMERA = Camera(
     gain_adu_per_electron=0.02, offset_adu=0.0, read_noise_electrons=6.0, full_well_electrons=14000.0, bit_depth=8
@@ -59,7 +57,7 @@ def simulate_focal_series(
     *,
     planes: int = 41,
     z_step_um: float = 0.5,
-    system: OpticalSystem = DEFAULT_SYSTEM,
+    system: OpticalSystem = STANDARD_SYSTEM,
     camera: Camera | None = None,
     size_px: tuple[int, int] = (512, 512),
     photons_at_peak: float | None = None,

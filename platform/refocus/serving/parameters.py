@@ -10,19 +10,18 @@ from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
 
-from refocus.optics.limits import LARGEST_APERTURE
+from refocus.optics.limits import APERTURE, PIXEL_SIZE_UM, WAVELENGTH_UM
 from refocus.serving.status import Refusal
 from refocus.wire.headers import OnOutOfRange
 from refocus.zstack import MODALITIES, Modality
 
-#: Lengths that may be told: above the first, up to the second.
-LENGTHS_UM = {"pixel_size_um": (0.0, 100.0), "wavelength_um": (0.1, 2.0)}
+_LENGTHS_UM = {"pixel_size_um": PIXEL_SIZE_UM, "wavelength_um": WAVELENGTH_UM}
 _EXPECTED = {
     "model": "NAME, NAME@champion, NAME@challenger or NAME@DIGEST, in up to 160 characters",
     "modality": ", ".join(MODALITIES),
-    "pixel_size_um": "micrometres in the specimen, above 0 and up to 100, such as 0.325",
-    "na": f"a numerical aperture, above 0 and up to {LARGEST_APERTURE}, such as 0.75",
-    "wavelength_um": "micrometres, above 0.1 and up to 2, such as 0.525",
+    "pixel_size_um": f"micrometres in the specimen, from {PIXEL_SIZE_UM[0]:g} to {PIXEL_SIZE_UM[1]:g}, such as 0.325",
+    "na": f"a numerical aperture, from {APERTURE[0]:g} to {APERTURE[1]:g}, such as 0.75",
+    "wavelength_um": f"micrometres, from {WAVELENGTH_UM[0]:g} to {WAVELENGTH_UM[1]:g}, such as 0.525",
     "blind": "true or false",
     "uncertainty": "true or false",
     "on_out_of_range": ", ".join(get_args(OnOutOfRange)),
@@ -38,24 +37,24 @@ ModalityQuery = Annotated[Modality | None, Query(description="What kind of image
 PixelSizeQuery = Annotated[
     float | None,
     Query(
-        gt=LENGTHS_UM["pixel_size_um"][0],
-        le=LENGTHS_UM["pixel_size_um"][1],
+        ge=PIXEL_SIZE_UM[0],
+        le=PIXEL_SIZE_UM[1],
         description="Spacing of pixel centres in the specimen, in um; wins over what the file says",
     ),
 ]
 ApertureQuery = Annotated[
     float | None,
     Query(
-        gt=0,
-        le=LARGEST_APERTURE,
+        ge=APERTURE[0],
+        le=APERTURE[1],
         description="Numerical aperture of the objective; wins over what the file says; needs a pixel size of either",
     ),
 ]
 WavelengthQuery = Annotated[
     float | None,
     Query(
-        gt=LENGTHS_UM["wavelength_um"][0],
-        le=LENGTHS_UM["wavelength_um"][1],
+        ge=WAVELENGTH_UM[0],
+        le=WAVELENGTH_UM[1],
         description="Of the light, in um; wins over what the file says; green (0.55) where nobody says it",
     ),
 ]
@@ -94,7 +93,7 @@ def misfit(error: Mapping[str, Any]) -> str:
     Examples
     --------
     >>> misfit({"loc": ("query", "wavelength_um"), "input": "525", "msg": ""})
-    "wavelength_um='525' arrived; expected micrometres, above 0.1 and up to 2, such as 0.525. Did you mean 0.525?"
+    "wavelength_um='525' arrived; expected micrometres, from 0.1 to 2, such as 0.525. Did you mean 0.525?"
     """
     name, arrived = str(error["loc"][-1]), str(error.get("input", ""))
     meant = _meant_um(name, arrived)
@@ -104,9 +103,9 @@ def misfit(error: Mapping[str, Any]) -> str:
 
 def _meant_um(name: str, arrived: str) -> float | None:
     number = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(nm|um|µm|μm)?\s*", arrived)
-    if number is None or name not in LENGTHS_UM:
+    if number is None or name not in _LENGTHS_UM:
         return None
     # Without a unit it was no micrometres, or it would fit.
     value_um = float(number[1]) * (1.0 if number[2] in ("um", "µm", "μm") else 1e-3)
-    lowest_um, highest_um = LENGTHS_UM[name]
-    return value_um if lowest_um < value_um <= highest_um else None
+    lowest_um, highest_um = _LENGTHS_UM[name]
+    return value_um if lowest_um <= value_um <= highest_um else None

@@ -23,16 +23,12 @@ from scipy import fft
 from refocus.errors import InputError
 from refocus.io.microscopy import check_finite
 from refocus.optics.psf import widefield_psf
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.settings import RGB_WAVELENGTHS_UM, STANDARD_SYSTEM, OpticalSystem
 from refocus.zstack import Modality
 
 Image = npt.NDArray[Any]
 
-#: What the bar is measured on: a 20x 0.75 objective on 6.5 um pixels, green light.
-STANDARD_SYSTEM = OpticalSystem(numerical_aperture=0.75, wavelength_um=0.525, pixel_size_um=0.325)
 STANDARD_DEPTHS_UM = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0)
-#: Of red, green and blue samples of a brightfield camera.
-RGB_WAVELENGTHS_UM = (0.61, 0.54, 0.46)
 #: MS-SSIM needs it, and so does judging 35 px of blur.
 SMALLEST_FIELD_PX = 176
 #: Where the in-focus image holds a twentieth of its light-transfer, detail is no longer taken for the objective's.

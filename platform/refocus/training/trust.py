@@ -17,9 +17,9 @@ from refocus.model.calibration import CalibrationSample, enlarged, fit_calibrati
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.restore import LoadedModel, Restoration
 from refocus.model.restraint import ChangeSample, Restraint, fit_restraint
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.settings import STANDARD_SYSTEM, OpticalSystem
 from refocus.training.grain import USUAL_STRENGTH, with_grain
-from refocus.training.scenes import STANDARD_SYSTEM, Scene, SceneSettings, SharpImage, scenes_of
+from refocus.training.scenes import Scene, SceneSettings, SharpImage, scenes_of
 
 Image = npt.NDArray[Any]
 

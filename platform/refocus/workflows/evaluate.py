@@ -22,7 +22,7 @@ from refocus.io.zarr import is_zarr
 from refocus.model.checkpoint import ModelPackage, bundled_names
 from refocus.model.evaluation import EvaluationReport
 from refocus.optics.ladder import nearest_profile
-from refocus.optics.limits import LARGEST_APERTURE
+from refocus.optics.limits import APERTURE
 from refocus.optics.settings import OpticalSystem
 from refocus.training.baselines import BASELINES
 from refocus.training.evaluate import Progress, evaluate
@@ -232,9 +232,9 @@ def _system(objective: Sequence[float]) -> OpticalSystem:
         raise ConfigurationError(
             f"the objective is {list(objective)}; expected its aperture, um a pixel and, if not green, um of the light."
         )
-    if system.numerical_aperture > LARGEST_APERTURE or nearest_profile(system) is None:
+    if system.numerical_aperture > APERTURE[1] or nearest_profile(system) is None:
         raise ConfigurationError(
-            f"the objective is {list(objective)}; expected an aperture of at most {LARGEST_APERTURE} and pixels that "
+            f"the objective is {list(objective)}; expected an aperture of at most {APERTURE[1]} and pixels that "
             "it samples its images with, such as 0.75 0.325."
         )
     return system

@@ -4,7 +4,8 @@ from scipy import fft
 from skimage import data
 
 from refocus.errors import InputError
-from refocus.model.consistency import TYPICAL_SYSTEM, check_consistency, noise_of, relative_transfer
+from refocus.model.consistency import check_consistency, noise_of, relative_transfer
+from refocus.optics.settings import STANDARD_SYSTEM
 from refocus.training.scenes import SceneSettings, SharpImage, defocus_kernel, scenes_of
 
 
@@ -47,9 +48,9 @@ def test_lost_light_leaves_a_residual():
 def test_blur_is_that_of_the_two_dimensional_psf():
     # An independent computation: FFT of the PSF there, Hankel transforms of the pupil here.
     for defocus_um in (2.0, 6.0):
-        kernel = defocus_kernel(TYPICAL_SYSTEM, defocus_um, reach_px=80)
+        kernel = defocus_kernel(STANDARD_SYSTEM, defocus_um, reach_px=80)
         theirs = fft.rfft2(np.fft.ifftshift(kernel)).real
-        ours = relative_transfer(TYPICAL_SYSTEM.blur_radius_px(defocus_um), kernel.shape, TYPICAL_SYSTEM)
+        ours = relative_transfer(STANDARD_SYSTEM.blur_radius_px(defocus_um), kernel.shape, STANDARD_SYSTEM)
         low = np.hypot(fft.fftfreq(161)[:, None], fft.rfftfreq(161)) < 0.3
         # Pixel integration and the cut kernel differ by up to 0.01 where both are small.
         np.testing.assert_allclose(ours[low], theirs[low], atol=0.015)

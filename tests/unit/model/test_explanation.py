@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from blurs import STANDARD, out_of_focus
+from blurs import out_of_focus
 from refocus.errors import ModelUnfit, UnsupportedImage
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.explanation import explain, power_spectrum, zeros_of
@@ -15,6 +15,7 @@ from refocus.model.networks import NetworkConfig, build_network
 from refocus.model.restore import LoadedModel, restore
 from refocus.optics.ladder import PROFILES, Profile
 from refocus.optics.psf import widefield_psf
+from refocus.optics.settings import STANDARD_SYSTEM
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_noise_of_processed_images_is_named(blurred: np.ndarray, fluorescence: L
 
 
 def test_told_optics_are_what_is_explained(blurred: np.ndarray, fluorescence: LoadedModel) -> None:
-    found = explain(blurred, fluorescence, optics=STANDARD)
+    found = explain(blurred, fluorescence, optics=STANDARD_SYSTEM)
     assert found.told
     assert found.profile == Profile(0.4, 0.75)
 
@@ -107,7 +108,7 @@ def test_the_first_zero_is_that_of_a_disc_and_of_the_wave_optical_psf(radius_px:
     assert 1.0 < low[0] * radius_px / 0.6098 < 1.09 + 1.0 / radius_px
     assert (np.diff(low) > 0).all()
     size = 512
-    psf = widefield_psf(STANDARD, torch.tensor([STANDARD.defocus_um_for(radius_px)]), size_px=size)[0]
+    psf = widefield_psf(STANDARD_SYSTEM, torch.tensor([STANDARD_SYSTEM.defocus_um_for(radius_px)]), size_px=size)[0]
     transfer = torch.fft.rfft2(torch.fft.ifftshift(psf)).real[0]
     crossing = int((transfer[1:] * transfer[:-1] < 0).nonzero()[0]) + 0.5
     usual = zeros_of(radius_px, PROFILES.index(Profile(0.4, 0.75)))

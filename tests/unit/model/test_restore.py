@@ -8,7 +8,6 @@ import torch
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
-from blurs import STANDARD
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
 from refocus.model.checkpoint import ModelPackage, PackageConfig, bundled_names
 from refocus.model.inverse_filters import GAIN
@@ -16,6 +15,7 @@ from refocus.model.networks import NetworkConfig, build_network
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, restore
 from refocus.optics.psf import widefield_psf
+from refocus.optics.settings import STANDARD_SYSTEM
 
 
 def _package(channels: int = 1, *, stirred: float = 0.0) -> ModelPackage:
@@ -163,7 +163,7 @@ def test_bundled_weights_show_no_seam_in_half_precision(name: str) -> None:
     stain /= stain.max()
     coloured = package.config.channels == 3
     light = np.stack([np.exp(-strength * stain) for strength in (0.5, 1.5, 1.0)], -1) if coloured else stain[..., None]
-    psf = widefield_psf(STANDARD, torch.tensor([4.0]), size_px=161)[0].numpy()
+    psf = widefield_psf(STANDARD_SYSTEM, torch.tensor([4.0]), size_px=161)[0].numpy()
     around = np.pad(light, ((80, 80), (80, 80), (0, 0)), mode="reflect")
     blurred = fftconvolve(around, psf[..., None], mode="valid", axes=(0, 1)).clip(0)
     image = rng.poisson(1500 * blurred / blurred.max()).astype(np.float32).squeeze()
@@ -205,7 +205,7 @@ def test_tiles_of_a_widely_blurred_image_agree() -> None:
         built, PackageConfig(name="t", modality="fluorescence", network=network, largest_blur_px=35.0, halo_px=64)
     )
     rng = np.random.default_rng(0)
-    psf = widefield_psf(STANDARD, torch.tensor([6.0]), size_px=81)[0].numpy()
+    psf = widefield_psf(STANDARD_SYSTEM, torch.tensor([6.0]), size_px=81)[0].numpy()
     spots = ndimage.uniform_filter((rng.random((620, 620)) > 0.9985).astype(np.float64), 15)
     image = rng.poisson(20 + 2e5 * fftconvolve(spots, psf, mode="same").clip(0)).astype(np.uint16)
     whole, tiled, narrow = (

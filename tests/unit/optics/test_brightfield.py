@@ -7,13 +7,12 @@ from refocus.errors import InputError
 from refocus.optics.brightfield import (
     EOSIN,
     HAEMATOXYLIN,
-    RGB_WAVELENGTHS_UM,
     stained_volume,
     transmission,
     weak_object_transfer,
 )
 from refocus.optics.formation import sheet
-from refocus.optics.settings import OpticalSystem
+from refocus.optics.settings import RGB_WAVELENGTHS_UM, OpticalSystem
 
 STAINS = (HAEMATOXYLIN, EOSIN)
 

@@ -272,11 +272,11 @@ def test_made_up_names_do_not_swell_an_answer(service, grey):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("wavelength_um=525", "expected micrometres, above 0.1 and up to 2, such as 0.525. Did you mean 0.525?"),
+        ("wavelength_um=525", "expected micrometres, from 0.1 to 2, such as 0.525. Did you mean 0.525?"),
         ("pixel_size_um=325nm", "pixel_size_um='325nm' arrived; expected micrometres"),
         ("pixel_size_um=325nm", "Did you mean 0.325?"),
         ("pixel_size_um=0.5um", "Did you mean 0.5?"),
-        ("na=7", "na='7' arrived; expected a numerical aperture, above 0 and up to 1.7"),
+        ("na=7", "na='7' arrived; expected a numerical aperture, from 0.01 to 1.7"),
         ("modality=xray", "'xray' arrived; expected fluorescence, brightfield, phase_contrast"),
         ("uncertainty=maybe", "expected true or false"),
         (f"model={'m' * 200}", "in up to 160 characters"),

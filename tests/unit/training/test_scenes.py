@@ -6,7 +6,8 @@ from skimage import data
 
 from refocus.errors import InputError
 from refocus.optics.random_defocus import OpticsRange, RandomDefocus
-from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage, defocus_kernel, scenes_of
+from refocus.optics.settings import STANDARD_SYSTEM
+from refocus.training.scenes import SceneSettings, SharpImage, defocus_kernel, scenes_of
 
 
 def sharp(name="cell", side=300, channels=1):

@@ -10,10 +10,11 @@ from refocus.model.blanks import find_blanks
 from refocus.model.calibration import LAPLACE_FACTOR_90
 from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.networks import NetworkConfig, build_network
+from refocus.optics.settings import STANDARD_SYSTEM
 from refocus.optics.simulate import simulate_focal_series
 from refocus.training.evaluate import evaluate
 from refocus.training.methods import check_seams, network_method
-from refocus.training.scenes import STANDARD_SYSTEM, SceneSettings, SharpImage
+from refocus.training.scenes import SceneSettings, SharpImage
 from refocus.training.trust import (
     OperatingPoint,
     _grainy,
