@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from refocus.errors import ConfigurationError
 from refocus.io.settings import StoreSettings
 from refocus.io.store import ObjectStore
 from refocus.training.config import TrainingConfig
@@ -22,6 +23,8 @@ def train(
     wait: float | None = None,
 ) -> FinishedRun:
     """Train on the cluster that this process belongs to, and say what came of it."""
+    if wait is not None and not wait >= 0:
+        raise ConfigurationError(f"--wait {wait:g} was given; expected a number of seconds, 0 or more, such as 900.")
     store = ObjectStore(StoreSettings.from_environment())
     store.check_bucket()
     connect()
