@@ -261,6 +261,14 @@ def test_the_quality_report_shows_what_was_used_and_what_was_not(store):
     assert "No fluorescence tile is in validation or calibration" in page
 
 
+def test_the_quality_report_keeps_names_that_its_figures_cannot_letter(store, recwarn):
+    store.put("raw/細胞.tif", tiff(focal_series()))
+    ingest_here(store)
+    page = store.get(version_prefix("cells", "v1") + REPORT).decode()
+    assert page.count("<p>raw/細胞.tif</p>") == 2
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
 @pytest.mark.ray
 def test_what_the_store_says_to_a_worker_is_the_error_of_the_ingest(store, ray_session):
     store.put("raw/a.tif", tiff(sharp_image()))

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from refocus.data.manifest import DatasetManifest, QuarantinedSource, SourceSummary
 from refocus.data.splits import SPLITS
 from refocus.data.tiles import Tile
+from refocus.focus.plot import lettered
 from refocus.io.store import ObjectStore
 
 _EXAMPLES = 6
@@ -48,15 +49,18 @@ def quality_report(
 
     `left_out` is what the plan says of that; what is `quarantined` is listed by itself.
     """
-    stacks = [source for source in manifest.sources if source.focus_curve]
+    stacks = [source for source in manifest.sources if source.focus_curve][:_CURVES]
+    examples = _spread(store, manifest)
     parts = [
         f"<h1>{escape(manifest.name)}/{escape(manifest.version)}</h1>",
         f"<p>From {escape(manifest.raw_prefix)}, {manifest.created:%Y-%m-%d %H:%M} UTC. "
         f"{len(manifest.sources)} images used, {len(quarantined)} quarantined.</p>",
         _counts(manifest),
         _paragraphs([*left_out, *warnings_of(manifest, quarantined)]),
-        _figure("In-focus planes", _curves(stacks)) if stacks else "",
-        _figure("Examples: what the network sees, and its target", _examples(store, manifest)),
+        _figure("In-focus planes", _curves(stacks), [stack.source for stack in stacks]) if stacks else "",
+        _figure(
+            "Examples: what the network sees, and its target", _examples(examples), [tile.source for tile in examples]
+        ),
         _quarantine(quarantined),
     ]
     return f"<!doctype html><meta charset='utf-8'><title>Quality</title><style>{_STYLE}</style>" + "\n".join(parts)
@@ -170,26 +174,24 @@ def _paragraphs(warnings: Sequence[str]) -> str:
 
 def _curves(stacks: Sequence[SourceSummary]) -> bytes:
     plt = _pyplot()
-    shown = stacks[:_CURVES]
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
+    columns = min(3, len(stacks))
+    rows = -(-len(stacks) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout="constrained")
-    for axis, source in zip(axes.flat, shown, strict=False):
+    for axis, source in zip(axes.flat, stacks, strict=False):
         curve = np.asarray(source.focus_curve)
         axis.plot(curve / curve.max(), marker=".", color="#246")
         axis.axvline(source.in_focus_plane, color="#c40", linewidth=1)
         name = source.source.rsplit("/", 1)[-1]
         axis.set_title(
-            f"{name}\nplane {source.in_focus_plane:.1f}, confidence {source.focus_confidence:.2f}", fontsize=8
+            f"{lettered(name)}\nplane {source.in_focus_plane:.1f}, confidence {source.focus_confidence:.2f}", fontsize=8
         )
         axis.set(xlabel="plane", ylabel="sharpness")
-    for axis in axes.flat[len(shown) :]:
+    for axis in axes.flat[len(stacks) :]:
         axis.axis("off")
     return _png(plt, figure)
 
 
-def _examples(store: ObjectStore, manifest: DatasetManifest) -> bytes:
-    tiles = _spread(store, manifest)
+def _examples(tiles: Sequence[Tile]) -> bytes:
     if not tiles:
         return b""
     plt = _pyplot()
@@ -201,7 +203,7 @@ def _examples(store: ObjectStore, manifest: DatasetManifest) -> bytes:
             axis.imshow(_shown(image, low, high), cmap="gray", vmin=0, vmax=1)
             axis.axis("off")
         what = "sharp" if tile.target is None else f"{tile.planes_from_focus or 0:+.0f} planes"
-        axes[0, column].set_title(f"{tile.specimen[:18]}\n{tile.modality}, {what}", fontsize=7)
+        axes[0, column].set_title(f"{lettered(tile.specimen[:18])}\n{tile.modality}, {what}", fontsize=7)
     return _png(plt, figure)
 
 
@@ -233,10 +235,12 @@ def _quarantine(quarantined: Sequence[QuarantinedSource]) -> str:
     return f"<h2>Quarantined</h2><p>{escape(kinds)}</p><table>{rows}</table>{more}"
 
 
-def _figure(title: str, png: bytes) -> str:
+def _figure(title: str, png: bytes, names: Sequence[str]) -> str:
+    """A figure, and the names of its panels, which may have letters that it lacks."""
     if not png:
         return ""
-    return f"<h2>{escape(title)}</h2><img src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+    picture = f"<img src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+    return f"<h2>{escape(title)}</h2>{picture}<p>{escape(', '.join(names))}</p>"
 
 
 def _pyplot() -> Any:

@@ -11,6 +11,20 @@ from refocus.focus.plane import InFocusPlane
 from refocus.wire.files import whole_file
 
 
+def lettered(text: str) -> str:
+    """Return a name as a figure can show it: ``?`` for what the font lacks, no mathematics between dollars.
+
+    Examples
+    --------
+    >>> lettered("細胞_$1.tif")
+    '??_\\\\$1.tif'
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(letter if letter == "\n" or ord(letter) in known else "?" for letter in text).replace("$", r"\$")
+
+
 def plot_focus(found: InFocusPlane, path: Path, *, title: str, measure: str, z_step_um: float | None = None) -> None:
     """Draw the curve of a series and its in-focus plane as PNG.
 
@@ -35,7 +49,7 @@ def plot_focus(found: InFocusPlane, path: Path, *, title: str, measure: str, z_s
     if found.at_edge:
         label = f"plane {found.index}: at the edge, focus may lie outside"
     axes.axvline(found.position, color="#c0392b", linestyle="--" if found.at_edge else "-", linewidth=1, label=label)
-    axes.set(title=title, xlabel="plane", ylabel=measure.replace("_", " "))
+    axes.set(title=lettered(title), xlabel="plane", ylabel=measure.replace("_", " "))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     if z_step_um is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from refocus.focus.plot import lettered
 from refocus.model.evaluation import INPUT, EvaluationReport, Metric
 from refocus.model.metrics import psnr, ssim
 
@@ -154,7 +155,7 @@ def panels(
     if pixel_size_um is not None:
         _scale_bar(axes[0][0], min(largest_px, truth.shape[-1]), min(largest_px, truth.shape[-2]), pixel_size_um)
     figure.colorbar(drawn, ax=list(axes[1]), shrink=0.8, label="share of the truth's range")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(lettered(title), fontsize=10)
     return _png(figure)
 
 
@@ -193,7 +194,7 @@ def series_curves(report: EvaluationReport, metric: Metric, methods: Sequence[st
                     label=_METHODS.get(method, method),
                     color=colour,
                 )
-        axis.set_title(specimen, fontsize=9)
+        axis.set_title(lettered(specimen), fontsize=9)
         axis.set_xlabel("planes from focus, both sides")
         axis.set_ylabel(NAMES[metric])
         axis.grid(alpha=0.25)

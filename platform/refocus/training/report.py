@@ -88,9 +88,11 @@ def html_report(report: EvaluationReport, examples: Iterable[Example] = ()) -> s
     series = figures.series_curves(report, "psnr_db", methods), figures.series_curves(report, "ssim", methods)
     if any(series):
         parts.append("<h2>Measured focal series</h2><p>Each plane restored and compared with the in-focus plane.</p>")
-        parts += [_image(s) for s in series if s]
+        specimens = ", ".join(dict.fromkeys(m.specimen for m in report.measurements if m.kind == "focal_series"))
+        parts += [_image(s, specimens) for s in series if s]
     parts.append("<h2>Examples</h2><p class=small>One grey scale a row, from the truth; differences at ±25% of it.</p>")
-    parts += [_image(figures.panels(e.images, e.truth, title=e.title, pixel_size_um=e.pixel_size_um)) for e in examples]
+    for e in examples:
+        parts.append(_image(figures.panels(e.images, e.truth, title=e.title, pixel_size_um=e.pixel_size_um), e.title))
     parts.append(_settings(report))
     return "\n".join(parts)
 
@@ -248,8 +250,10 @@ def _settings(report: EvaluationReport) -> str:
     return f"<details><summary>Settings of the classical methods</summary><table>{rows}</table></details>"
 
 
-def _image(png: bytes) -> str:
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _image(png: bytes, said: str = "") -> str:
+    """A figure, and a line below it: names may have letters that its font lacks."""
+    picture = f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return picture + (f"<p class=small>{_text(said)}</p>" if said else "")
 
 
 def _number(value: float | None, metric: Metric) -> str:

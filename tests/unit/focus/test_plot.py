@@ -17,3 +17,9 @@ def test_a_curve_becomes_a_picture(tmp_path, curve, z_step_um):
     picture = imagecodecs.png_decode((tmp_path / "curve.png").read_bytes())
     assert picture.shape[:2] == (480, 840)
     assert np.unique(picture.reshape(-1, picture.shape[-1]), axis=0).shape[0] > 20
+
+
+@pytest.mark.parametrize("title", ["細胞_z.tif", "a$b$c.tif", "$\\frac$.tif", "two\nlines"])
+def test_a_name_of_any_letters_is_drawn_without_a_warning(tmp_path, title, recwarn):
+    plot_focus(peak_of([1.0, 3.0, 1.0]), tmp_path / "curve.png", title=title, measure="vollath4")
+    assert [str(warning.message) for warning in recwarn] == []
