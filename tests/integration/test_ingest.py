@@ -269,6 +269,16 @@ def test_the_quality_report_keeps_names_that_its_figures_cannot_letter(store, re
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
+def test_an_ingest_of_nothing_usable_leaves_its_reasons_and_frees_its_name(store):
+    store.put("raw/text.tif", b"these are my notes")
+    with pytest.raises(DatasetIncomplete, match=r"none of 1 sources .*quarantine\.jsonl:\n  raw/text\.tif"):
+        ingest_here(store)
+    left = {entry.key.rpartition("/")[2] for entry in store.list(version_prefix("cells", "v1"))}
+    assert left == {QUARANTINE, REPORT}
+    store.put("raw/a.tif", tiff(sharp_image()))
+    assert ingest_here(store).manifest.version == "v1"
+
+
 @pytest.mark.ray
 def test_what_the_store_says_to_a_worker_is_the_error_of_the_ingest(store, ray_session):
     store.put("raw/a.tif", tiff(sharp_image()))

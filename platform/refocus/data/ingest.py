@@ -207,7 +207,7 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
     Raises
     ------
     DatasetIncomplete
-        If nothing usable was found; the quarantine list is there to read.
+        If nothing usable was found; the quarantine list is there to read, and the plan is withdrawn.
     """
     prefix = version_prefix(name, version)
     quarantined = [*plan.copies, *(item for receipt in receipts for item in receipt.quarantined)]
@@ -224,8 +224,13 @@ def seal(store: ObjectStore, name: str, version: str, plan: IngestPlan, receipts
     )
     store.put(prefix + REPORT, quality_report(store, manifest, quarantined, plan.left_out).encode())
     if not manifest.shards:
+        # The name is free again: whoever mends what was wrong has another plan for it.
+        for key in [prefix + PLAN, *(entry.key for entry in store.list(prefix + RECEIPTS))]:
+            store.delete(key)
         reasons = "\n".join(f"  {item}" for item in quarantined[:10])
-        raise DatasetIncomplete(f"none of {len(quarantined)} sources could be used:\n{reasons}")
+        raise DatasetIncomplete(
+            f"none of {len(quarantined)} sources could be used; all are in {store.uri(prefix + QUARANTINE)}:\n{reasons}"
+        )
     store.create(prefix + MANIFEST, manifest.model_dump_json(indent=1).encode())
     return DatasetVersion(store, manifest)
 
