@@ -111,7 +111,8 @@ class WireImage:
     chunks : tuple of (bytes, bytes)
         PNG chunks that go back as they came.
     options : mapping
-        How the container was written: compression, predictor, byteorder, bigtiff, photometric.
+        How the container was written: compression, predictor, byteorder, bigtiff, photometric, and what pages of a
+        TIFF after the first say for themselves.
 
     Raises
     ------

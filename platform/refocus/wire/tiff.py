@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import tifffile
 
 from refocus.errors import UnreadableImage, UnsupportedImage
-from refocus.wire.image import ImageLimits, Provenance, WireImage, check_values, turned
+from refocus.wire.image import ImageLimits, Provenance, Tag, WireImage, check_values, turned
 from refocus.wire.ome import UNITS_UM, is_ome, length_said_um, number_said
 from refocus.wire.provenance import described
 from refocus.wire.tiff_header import COMPRESSIONS, Directory, TiffHeader
@@ -75,8 +76,20 @@ def decode_tiff(body: bytes, limits: ImageLimits) -> WireImage:
             "charset": charset,
             "tile_px": first.tile_px,
             "reductions": first.reductions,
+            "further_pages": _further_pages(header.pages, most_bytes=len(body)),
         },
     )
+
+
+def _further_pages(pages: Sequence[Directory], *, most_bytes: int) -> tuple[tuple[bytes, tuple[Tag, ...]], ...]:
+    """What pages after the first say for themselves: descriptions and tags; nothing where none says anything new."""
+    found = []
+    for page in pages[1:]:
+        # Any number of pages may point to the same bytes.
+        most_bytes -= len(page.description)
+        found.append((bytes(page.description).rstrip(b"\0") if most_bytes >= 0 else b"", page.tags))
+    usual = [tag for tag in pages[0].tags if tag.code in _RESOLUTION_TAGS]
+    return tuple(found) if any(said or any(tag not in usual for tag in tags) for said, tags in found) else ()
 
 
 def _text_of(description: bytes) -> tuple[str, str]:
@@ -210,24 +223,29 @@ def encode_tiff(image: WireImage, provenance: Provenance | None) -> bytes:
         "tile": _tile(options.get("tile_px")),
         **extra,
     }
+    said = _bytes_of(description, options.get("charset", "utf-8")), image.tags
+    further = options.get("further_pages", ())
+    # Planes that were added say nothing.
+    each = [said, *further, *[(b"", ())] * (len(planes) - 1 - len(further))] if further else [said]
     sink = io.BytesIO()
     with tifffile.TiffWriter(sink, bigtiff=bool(options.get("bigtiff")), byteorder=byteorder) as file:
-        file.write(
-            planes,
-            subifds=len(reductions),
-            description=_bytes_of(description, options.get("charset", "utf-8")) or None,
-            metadata=None,
-            software=False,
-            extratags=[
-                (tag.code, tag.dtype, tag.count, tag.value, True)
-                for tag in image.tags
-                if tag.code not in _RESOLUTION_TAGS
-            ],
-            **_resolution(image, byteorder),
-            **laid_out,
-        )
-        for reduction in reductions:
-            file.write(_reduced(planes, reduction), subfiletype=1, metadata=None, software=False, **laid_out)
+        for (text, tags), pages in zip(each, np.split(planes, len(each)), strict=True):
+            file.write(
+                pages,
+                subifds=len(reductions),
+                description=text or None,
+                metadata=None,
+                software=False,
+                extratags=[
+                    (tag.code, tag.dtype, tag.count, tag.value, True)
+                    for tag in tags
+                    if tag.code not in _RESOLUTION_TAGS
+                ],
+                **_resolution(image, tags, byteorder),
+                **laid_out,
+            )
+            for reduction in reductions:
+                file.write(_reduced(pages, reduction), subfiletype=1, metadata=None, software=False, **laid_out)
     return sink.getvalue()
 
 
@@ -247,8 +265,10 @@ def _reduced(planes: npt.NDArray[Any], by: int) -> npt.NDArray[Any]:
     return (np.rint(means) if planes.dtype.kind in "ui" else means).astype(planes.dtype)
 
 
-def _resolution(image: WireImage, byteorder: str) -> dict[str, Any]:
-    raw = {tag.code: tag.value for tag in image.tags if tag.code in _RESOLUTION_TAGS}
+def _resolution(image: WireImage, tags: Sequence[Tag], byteorder: str) -> dict[str, Any]:
+    """As a page's own tags say it, else those of the first page, else the image's pixel size."""
+    own = {tag.code: tag.value for tag in tags if tag.code in _RESOLUTION_TAGS}
+    raw = own or {tag.code: tag.value for tag in image.tags if tag.code in _RESOLUTION_TAGS}
     if len(raw.get(282, b"")) == len(raw.get(283, b"")) == 8:
         x, y = (tuple(np.frombuffer(raw[code], byteorder + "u4").tolist()) for code in (282, 283))
         unit = int(np.frombuffer(raw[296][:2], byteorder + "u2")[0]) if len(raw.get(296, b"")) >= 2 else 2
