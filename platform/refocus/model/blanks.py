@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 Pixels = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -193,7 +192,10 @@ def _telling_step(plane: Rows) -> float:
     uneven = ~_alike(rows[:, :, 1:], rows[:, :, :-1])
     if not uneven.any():
         return math.inf
-    values, beside = (side[:, uneven].mean(0, dtype=np.float64) for side in (rows[:, :, 1:], rows[:, :, :-1]))
+    values, beside = (
+        np.stack([channel[uneven] for channel in side]).mean(0, dtype=np.float64)
+        for side in (rows[:, :, 1:], rows[:, :, :-1])
+    )
     spread = float(np.ptp(np.percentile(values, [1.0, 99.0])))
     return max(_LEAST_SHARE * spread, _LEAST_DIFFERENCES * float(np.median(np.abs(beside - values))))
 
@@ -207,7 +209,8 @@ def _edges(block: Pixels, own: slice, least: float) -> Iterator[tuple[Pixels, Pi
     mine[own] = True
     for turned in range(4):
         pixels, held, owned = (np.rot90(a, turned, axes=(-2, -1)) for a in (block, is_flat, mine))
-        y, x = np.nonzero(held[:, :-_FAR_PX] & ~held[:, 1 : 1 - _FAR_PX] & owned[:, :-_FAR_PX])
+        ends = held[:, :-_FAR_PX] & ~held[:, 1 : 1 - _FAR_PX] & owned[:, :-_FAR_PX]
+        y, x = np.divmod(np.flatnonzero(ends), ends.shape[1])
         level, near, far = (pixels[:, y, x + away].astype(np.float64) for away in (0, _NEAR_PX, _FAR_PX))
         step = np.abs(far - level).max(0)
         telling = np.flatnonzero(step >= least)
@@ -243,5 +246,9 @@ def _part(mask: Mask, axis: int, start: int, stop: int | None) -> Mask:
 
 
 def _grown(mask: Mask, by_px: int) -> Mask:
-    grown: Mask = ndimage.maximum_filter(mask, size=2 * by_px + 1, mode="constant", cval=False)
-    return grown
+    for axis in (0, 1):
+        narrow, mask = mask, mask.copy()
+        for away in range(1, by_px + 1):
+            _part(mask, axis, away, None)[...] |= _part(narrow, axis, 0, -away)
+            _part(mask, axis, 0, -away)[...] |= _part(narrow, axis, away, None)
+    return mask
