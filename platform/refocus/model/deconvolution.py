@@ -105,9 +105,10 @@ class RichardsonLucy(nn.Module):
             As :class:`refocus.model.inverse_filters.InverseFilters` takes it.
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
-            blur = blur[..., ::_FINE, ::_FINE]
+            # Of all pixels, as the filters read them: what surrounds an image is wanted for each of their rungs.
             plans = rungs_in(blur)
-            found = [self._changes(x[b].float(), blur[b, 0], plans[b]) for b in range(len(x))]
+            radius_px = blur[:, 0, ::_FINE, ::_FINE]
+            found = [self._changes(x[b].float(), radius_px[b], plans[b]) for b in range(len(x))]
             return Deconvolved(torch.stack([changes for changes, _ in found]), [around for _, around in found])
 
     def _changes(self, image: Tensor, radius_px: Tensor, plan: Rungs) -> tuple[Tensor, list[Surroundings | None]]:

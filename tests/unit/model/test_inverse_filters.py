@@ -90,6 +90,16 @@ def test_what_surrounds_an_image_leaves_no_edge_at_its_rims() -> None:
     assert steps[reach + 255] < 1.3 * steps[reach : reach + 255].mean()
 
 
+def test_radii_that_only_the_last_column_has_are_filtered_by_their_own_rung() -> None:
+    x, planes, filters = _scene(64), blur_planes(RADII_PX[44], 64, 64), InverseFilters(LEVELS)
+    planes[:, 0, :, -1] = RADII_PX[46]
+    # Richardson-Lucy works on 2 x 2 means, and must not miss it.
+    found = filters(x, planes, RichardsonLucy()(x, planes).surroundings)
+    planes[:, 0] = RADII_PX[46]
+    even = filters(x, planes, RichardsonLucy()(x, planes).surroundings)
+    torch.testing.assert_close(found[..., -1:], even[..., -1:], atol=1e-4, rtol=0)  # rounding
+
+
 def test_uneven_radii_between_rungs_mix_their_filters() -> None:
     x, filters = _scene(96), InverseFilters(LEVELS)
     low, high = filters(x, blur_planes(RADII_PX[30], 96, 96)), filters(x, blur_planes(RADII_PX[31], 96, 96))
