@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refocus.model.blur_spectrum import numbers_at_once
 from refocus.model.deconvolution import Deconvolution, reach_of
+from refocus.model.memory import most_at_once
 from refocus.optics.ladder import PROFILES, RADII_PX, RUNG_RATIO, blur_ladder, widened
 
 #: Smaller windows hold too little beside what came from outside.
@@ -173,10 +173,10 @@ def _unexplained(windows: Tensor, asked: Tensor, profiles: Tensor, look: _Look) 
     for reach in sorted(set(room[asked.any(-1)].tolist())):
         row, rung = (asked & (room == reach)[:, None]).nonzero().unbind(1)
         widest_px = RUNG_RATIO ** int(rung.max())
-        at_once = max(1, numbers_at_once(windows.device) // math.prod(n + 2 * reach for n in means.shape[1:]))
+        at_once = most_at_once(math.prod(n + 2 * reach for n in means.shape[1:]), windows.device)
         hypotheses = torch.stack([row, profiles[row], rung]).to(windows.device, non_blocking=True)
         for at, profile, through in torch.split(hypotheses, at_once, 1):
-            light = Deconvolution(means[at], look.side_px, widest_px, ladder[profile, through])
+            light = Deconvolution(means[at], look.side_px, [widest_px], ladder[profile, through])
             light.advanced(look.steps)
             left[at, through] = light.unexplained().clamp_min(torch.finfo(torch.float32).tiny).log()
     return left

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refocus.model.memory import most_at_once
 from refocus.optics.camera import falling_power
 from refocus.optics.ladder import BLIND_PROFILES, FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
 
@@ -165,11 +166,6 @@ def rung_costs(windows: Tensor, *, profile: int | Tensor | None = None, colour: 
         return torch.where(silent[..., None, None], alike, costs)
 
 
-def numbers_at_once(device: torch.device) -> int:
-    """How many are worked on together: what a processor's caches hold, or a small part of an accelerator's memory."""
-    return 2**18 if device.type == "cpu" else 2**24
-
-
 def _shapes(rungs: Tensor, slopes: Tensor) -> Tensor:
     """Spectra of each texture seen through each of `rungs` [..., R, bins]: [..., R textures, bins]."""
     return (rungs[..., None, :] * slopes).flatten(-3, -2)
@@ -183,7 +179,7 @@ def _costs_by_colour(seen: _Spectra, shapes: Tensor, colours: range) -> Tensor:
 
 def _costs(seen: _Spectra, shapes: Tensor, noise: Tensor) -> Tensor:
     """Costs of rungs [..., R] over `noise` [..., bins], averaged over textures of `shapes` [..., R textures, bins]."""
-    parts = torch.split(shapes, max(1, numbers_at_once(noise.device) // noise.numel()), -2)
+    parts = torch.split(shapes, most_at_once(noise.numel(), noise.device), -2)
     misfit = torch.cat([_misfit(seen.power.expand_as(noise), noise, seen.proofs, part) for part in parts], -1)
     unlikely = _unlikely(misfit.device)
     by_texture = misfit.view(*misfit.shape[:-1], -1, len(unlikely))

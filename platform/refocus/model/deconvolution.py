@@ -11,23 +11,19 @@ means and the last few on 2 x 2 means, which costs a third of the same picture o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refocus.model.inverse_filters import (
-    GAIN,
-    Rungs,
-    Surroundings,
-    as_pairs,
-    filter_reach_px,
-    over_frequencies,
-    rungs_in,
-)
+from refocus.model.inverse_filters import GAIN, as_pairs, filter_reach_px, over_frequencies
+from refocus.model.memory import most_at_once
+from refocus.model.rungs import Rung, Surroundings, rungs_in, tables_of
 from refocus.optics.formation import mirrored_to
-from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, widened
+from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder
 from refocus.optics.psf import fast_fft_length
 
 #: Stages that a network sees: one that keeps noise low, one that reaches finer detail.
@@ -44,6 +40,8 @@ _LEAST_LIGHT = 1e-3
 #: Where less of a place's light would have reached the image, nothing is known about it. Kernels made from frequencies
 #: dip a thousandth below zero: from half of this on light beyond the rim ran away, and came in.
 _LEAST_SEEN = 2e-2
+#: Of an image's light, what it is compared with and steps are made of: as many fields are held at a time.
+_FIELDS_HELD = 8
 
 
 class Schedule(NamedTuple):
@@ -69,13 +67,12 @@ class Deconvolved(NamedTuple):
     ----------
     changes : Tensor, float32, shape [B, C * STAGES, H / 2, W / 2]
         `GAIN` times the result less the 2 x 2 means; 0 where the blur is below `FIRST_RADIUS_PX`.
-    surroundings : list of list of Surroundings or None
-        For each image and each of its rungs: what a larger camera would have seen, for the linear filters. None below
-        `FIRST_RADIUS_PX`.
+    rungs : list of Rung
+        Of the images' blur, from `FIRST_RADIUS_PX` on with what a larger camera would have seen: for linear filters.
     """
 
     changes: Tensor
-    surroundings: list[list[Surroundings | None]]
+    rungs: list[Rung]
 
 
 class RichardsonLucy(nn.Module):
@@ -105,66 +102,73 @@ class RichardsonLucy(nn.Module):
             As :class:`refocus.model.inverse_filters.InverseFilters` takes it.
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
-            # Of all pixels, as the filters read them: what surrounds an image is wanted for each of their rungs.
-            plans = rungs_in(blur)
-            radius_px = blur[:, 0, ::_FINE, ::_FINE]
-            found = [self._changes(x[b].float(), radius_px[b], plans[b]) for b in range(len(x))]
-            return Deconvolved(torch.stack([changes for changes, _ in found]), [around for _, around in found])
+            coarse_means, means = (F.avg_pool2d(x.float(), side_px) for side_px in (_COARSE, _FINE))
+            batch, channels, *size = means.shape
+            changes = means.new_zeros(batch, channels, STAGES, *size)
+            rungs = rungs_in(blur)
+            found = [rung for rung in rungs if rung.radius_px < FIRST_RADIUS_PX]
+            for part in _together([rung for rung in rungs if rung.radius_px >= FIRST_RADIUS_PX], means):
+                coarse, fine = (torch.stack([of[rung.image] for rung in part]) for of in (coarse_means, means))
+                stages, surroundings = self._stages(coarse, fine, part)
+                for rung, stage, around in zip(part, stages, surroundings, strict=True):
+                    changes[rung.image] += stage * (GAIN * rung.weight(blur[:, 0, ::_FINE, ::_FINE]))
+                    found.append(rung._replace(around=around))
+            return Deconvolved(changes.flatten(1, 2), found)
 
-    def _changes(self, image: Tensor, radius_px: Tensor, plan: Rungs) -> tuple[Tensor, list[Surroundings | None]]:
-        means = F.avg_pool2d(image, _FINE)
-        change = means.new_zeros(len(means), STAGES, *means.shape[-2:])
-        surroundings: list[Surroundings | None] = []
-        for number, factor in plan.steps():
-            if RADII_PX[number] < FIRST_RADIUS_PX:
-                surroundings.append(None)
-                continue
-            weight = plan.weight(number, radius_px)
-            blurring = widened(self.defocused[plan.profile, number], factor)
-            *stages, around = self._stages(image, means, plan.profile, number, blurring)
-            for stage, sharpening in enumerate(stages):
-                change[:, stage] += sharpening * (GAIN * weight)
-            surroundings.append(around)
-        return change.flatten(0, 1), surroundings
-
-    def _stages(
-        self, image: Tensor, means: Tensor, profile: int, number: int, blurring: Tensor
-    ) -> tuple[Tensor, Tensor, Surroundings]:
-        """Changes of the 2 x 2 means [C, h, w] by the smooth and the fine stage, seen through the focused objective.
+    def _stages(self, coarse_means: Tensor, means: Tensor, rungs: Sequence[Rung]) -> tuple[Tensor, list[Surroundings]]:
+        """Changes of the 2 x 2 means [n, C, h, w], seen through the focused objective: [n, C, STAGES, h, w].
 
         And what a larger camera would have seen by the smooth stage.
         """
-        steps = schedule(RADII_PX[number])
-        radius_px, focusing = RADII_PX[number], self.in_focus[profile]
-        if not steps.coarse:
-            fine = Deconvolution(means, _FINE, radius_px, blurring)
-            smooth = fine.shown(fine.advanced(steps.smooth_fine), focusing) - means
-            around = fine.surroundings(filter_reach_px(radius_px))
+        radii, blurring = [rung.radius_px for rung in rungs], tables_of(rungs, self.defocused)[:, None]
+        focusing = torch.stack([self.in_focus[rung.profile] for rung in rungs])[:, None]
+        steps = [schedule(radius_px) for radius_px in radii]
+        if not steps[0].coarse:
+            fine = Deconvolution(means, _FINE, radii, blurring)
+            smooth_light, light = fine.after([s.smooth_fine for s in steps], [s.smooth_fine + s.fine for s in steps])
+            smooth = fine.shown(smooth_light, focusing) - means
+            around = fine.surroundings(smooth_light)
         else:
-            coarse_means = F.avg_pool2d(image, _COARSE)
-            coarse = Deconvolution(coarse_means, _COARSE, radius_px, blurring)
-            smooth = _finer(coarse.shown(coarse.advanced(steps.smooth_coarse), focusing) - coarse_means)
-            around = coarse.surroundings(filter_reach_px(radius_px))
-            fine = Deconvolution(means, _FINE, radius_px, blurring, start=_finer(coarse.advanced(steps.coarse)))
-        return smooth, fine.shown(fine.advanced(steps.fine), focusing) - means, around
+            coarse = Deconvolution(coarse_means, _COARSE, radii, blurring)
+            smooth_light, light = coarse.after(
+                [s.smooth_coarse for s in steps], [s.smooth_coarse + s.coarse for s in steps]
+            )
+            smooth = _finer(coarse.shown(smooth_light, focusing) - coarse_means)
+            around = coarse.surroundings(smooth_light)
+            fine = Deconvolution(means, _FINE, radii, blurring, start=_finer(light))
+            (light,) = fine.after([s.fine for s in steps])
+        return torch.stack([smooth, fine.shown(light, focusing) - means], 2), around
+
+
+def _together(rungs: Sequence[Rung], means: Tensor) -> Iterator[list[Rung]]:
+    """Those that are followed together, of images with 2 x 2 means [B, C, h, w].
+
+    All begin on coarse or all on fine means; neighbours need much the same room and number of steps.
+    """
+    widest_first = sorted(rungs, key=lambda rung: rung.number, reverse=True)
+    for _, kind in groupby(widest_first, key=lambda rung: schedule(rung.radius_px).coarse > 0):
+        alike = list(kind)
+        room = 2 * reach_of(alike[0].radius_px, _FINE)
+        field = means.shape[1] * math.prod(n + room for n in means.shape[-2:])
+        at_once = most_at_once(_FIELDS_HELD * field, means.device)
+        yield from (alike[first : first + at_once] for first in range(0, len(alike), at_once))
 
 
 class Deconvolution:
-    """Of the means of an image, with room around them for the light that came from outside; step by step.
+    """Of the means of images, with room around them for the light that came from outside; step by step.
 
-    It starts from the image itself, mirrored beyond its rims, where no other light is given.
+    It starts from the images themselves, mirrored beyond their rims, where no other light is given.
 
     Parameters
     ----------
-    means : Tensor, float32, shape [C, h, w]
-        Of squares of the image.
+    means : Tensor, float32, shape [..., h, w]
+        Of squares of the images.
     side_px : int
         Of these squares.
-    radius_px : float
-        Geometric radius of the blur, or of the widest one.
-    blurring : Tensor, shape [FREQUENCIES] or [K, FREQUENCIES]
-        Radial transfer function, or those of K hypotheses that are followed at once, of one image [1, h, w] or of K:
-        what they become is [K, h, w] then.
+    radii_px : sequence of float
+        Geometric radius of the blur, or of the widest one; or of each image along the first axis.
+    blurring : Tensor, shape [..., FREQUENCIES]
+        Radial transfer functions. Leading axes of both are broadcast: channels share a blur, hypotheses an image.
     start : Tensor, optional
         Light to start from, with the room around it.
     """
@@ -173,27 +177,29 @@ class Deconvolution:
         self,
         means: Tensor,
         side_px: int,
-        radius_px: float,
+        radii_px: Sequence[float],
         blurring: Tensor,
         *,
         start: Tensor | None = None,
     ) -> None:
+        self._side_px, self._radii_px = side_px, radii_px
+        doubled, reach = _doubled(side_px), reach_of(max(radii_px), side_px)
         height, width = means.shape[-2:]
-        doubled, reach = _doubled(side_px), reach_of(radius_px, side_px)
         rows, columns = (doubled * fast_fft_length(math.ceil((n + 2 * reach) / doubled)) for n in (height, width))
-        self._side_px, self._reach, self._size = side_px, reach, (rows, columns)
+        self._reach, self._size = reach, (rows, columns)
         self._inside = (..., slice(reach, reach + height), slice(reach, reach + width))
-        self._tables = blurring
-        self._blurring = self._transfer(blurring, self._size)
-        known = means.new_zeros(*blurring.shape[:-1] or (1,), *self._size)
+        self._kernels = self._ended(blurring)
+        self._blurring = _over(self._kernels, self._size)
+        known = means.new_zeros(*blurring.shape[:-1], *self._size)
         known[self._inside] = 1.0
         self._reaching = _through(known, self._blurring).clamp_min(_LEAST_SEEN)
         light = means.clamp_min(0.0)
-        self._seen = light.new_zeros(len(light), *self._size)
+        self._seen = light.new_zeros(*light.shape[:-2], *self._size)
         self._seen[self._inside] = light
         if start is None:
             start = mirrored_to(light, self._size, reach)
-        self._found = self._ahead = start.clamp_min(_LEAST_LIGHT).expand(max(len(known), len(light)), -1, -1)
+        start, _ = torch.broadcast_tensors(start.clamp_min(_LEAST_LIGHT), known)  # type: ignore[no-untyped-call]
+        self._found = self._ahead = start
         self._step = 0
 
     def advanced(self, steps: int) -> Tensor:
@@ -207,37 +213,56 @@ class Deconvolution:
             self._step += 1
         return self._found
 
+    def after(self, *stages: Sequence[int]) -> list[Tensor]:
+        """Light at some stages: of each image along the first axis, after so many steps of its own from the start."""
+        lights = [self._found.new_empty(self._found.shape) for _ in stages]
+        for made in sorted({steps for stage in stages for steps in stage}):
+            found = self.advanced(made - self._step)
+            for light, stage in zip(lights, stages, strict=True):
+                for image, steps in enumerate(stage):
+                    if steps == made:
+                        light[image] = found[image]
+        return lights
+
     def shown(self, light: Tensor, focusing: Tensor) -> Tensor:
         """What the objective shows of it in focus, without the room around."""
-        return _through(light, self._transfer(focusing, self._size))[self._inside]
+        return _through(light, _over(self._ended(focusing), self._size))[self._inside]
 
-    def surroundings(self, reach_px: float) -> Surroundings:
-        """What a larger camera would have seen of the light found so far, which is mirrored where it ends."""
+    def surroundings(self, light: Tensor) -> list[Surroundings]:
+        """What a larger camera would have seen of light, which is mirrored where it ends; for each image."""
         height, width = self._seen[self._inside].shape[-2:]
-        light = self._found[..., : height + 2 * self._reach, : width + 2 * self._reach]
-        reach = max(self._reach, math.ceil(reach_px / self._side_px))
-        size = (fast_fft_length(height + 2 * reach), fast_fft_length(width + 2 * reach))
-        wide = mirrored_to(light, size, reach - self._reach)
-        return Surroundings(_through(wide, self._transfer(self._tables, size)), self._side_px, reach)
+        found: list[Surroundings] = []
+        # Images of one radius see equally far.
+        for radius_px, alike in groupby(self._radii_px):
+            at = slice(len(found), len(found) + len(list(alike)))
+            own = reach_of(radius_px, self._side_px)
+            reach = max(own, math.ceil(filter_reach_px(radius_px) / self._side_px))
+            size = (fast_fft_length(height + 2 * reach), fast_fft_length(width + 2 * reach))
+            first = self._reach - own
+            ended = light[at, ..., first : first + height + 2 * own, first : first + width + 2 * own]
+            expected = _through(mirrored_to(ended, size, reach - own), _over(self._kernels[at], size))
+            found += [Surroundings(of_one, self._side_px, reach) for of_one in expected]
+        return found
 
     def unexplained(self) -> Tensor:
-        """Mean square of what is seen less what the light found so far would look like: [C] or [K]."""
+        """Mean square of what is seen less what the light found so far would look like: [...]."""
         left = self._seen[self._inside] - _through(self._found, self._blurring)[self._inside]
         return left.square().mean((-2, -1))
 
-    def _transfer(self, tables: Tensor, size: tuple[int, int]) -> Tensor:
-        """Radial transfer functions over the frequencies of a field, `as_pairs`: of kernels that end at the reach.
+    def _ended(self, tables: Tensor) -> Tensor:
+        """Kernels of radial transfer functions [..., FREQUENCIES], each ended at its image's reach: of equal size.
 
-        Read off the table for each size of field, they would differ by what lies between the table's columns; after
-        many steps tiles of two sizes would show it.
+        Read off the tables for each size of field, transfer functions would differ by what lies between the tables'
+        columns; after many steps tiles of two sizes would show it.
         """
         grid = (_KERNEL_PX // self._side_px,) * 2
-        reach, within = self._reach, (..., *(slice(2 * self._reach + 1),) * 2)
-        kernel = torch.fft.irfft2(over_frequencies(tables, grid, self._side_px), s=grid)
-        kernel = kernel.roll((reach, reach), (-2, -1))[within]
-        placed = kernel.new_zeros(*tables.shape[:-1], *size)
-        placed[within] = kernel / kernel.sum((-2, -1), keepdim=True)
-        return as_pairs(torch.fft.rfft2(placed.roll((-reach, -reach), (-2, -1))).real)
+        kernels = torch.fft.irfft2(over_frequencies(tables, grid, self._side_px), s=grid)
+        kernels = kernels.roll((self._reach,) * 2, (-2, -1))[..., *(slice(2 * self._reach + 1),) * 2]
+        reaches = torch.tensor([reach_of(radius_px, self._side_px) for radius_px in self._radii_px])
+        within = torch.arange(-self._reach, self._reach + 1).abs() <= reaches.view(-1, *[1] * (tables.ndim - 1))
+        within = (within[..., None, :] & within[..., None]).to(kernels.device, non_blocking=True)
+        kernels *= within
+        return kernels / kernels.sum((-2, -1), keepdim=True)
 
 
 def reach_of(radius_px: float, side_px: int) -> int:
@@ -251,6 +276,14 @@ def _doubled(side_px: int) -> int:
     return max(1, _COARSE // side_px)
 
 
+def _over(kernels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Transfer functions, `as_pairs`, of kernels [..., n, n] about their middle, over the frequencies of a field."""
+    side = kernels.shape[-1]
+    placed = kernels.new_zeros(*kernels.shape[:-2], *size)
+    placed[..., :side, :side] = kernels
+    return as_pairs(torch.fft.rfft2(placed.roll((-(side // 2),) * 2, (-2, -1))).real)
+
+
 def _through(light: Tensor, gain: Tensor) -> Tensor:
     """Light of a field by a transfer function `as_pairs`."""
     spectrum = torch.fft.rfft2(light)
@@ -259,4 +292,4 @@ def _through(light: Tensor, gain: Tensor) -> Tensor:
 
 
 def _finer(means: Tensor) -> Tensor:
-    return F.interpolate(means[None], scale_factor=_COARSE / _FINE, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(means, scale_factor=_COARSE / _FINE, mode="bilinear", align_corners=False)

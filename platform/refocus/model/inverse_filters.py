@@ -11,23 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refocus.model.memory import most_at_once
+from refocus.model.rungs import Rung, rungs_in, tables_of
 from refocus.optics.formation import mirrored_to
-from refocus.optics.ladder import (
-    FREQUENCIES,
-    PROFILES,
-    RADII_PX,
-    RUNG_RATIO,
-    RUNG_SHARES,
-    blur_ladder,
-    cycles_per_px,
-    widened,
-)
+from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX, blur_ladder, cycles_per_px
 from refocus.optics.psf import fast_fft_length
 
 #: Filters end here, or after so many radii, where that is further.
@@ -37,6 +30,8 @@ GAIN = 6.0
 _IN_FOCUS_FLOOR = 2.5e-3
 #: Of the grids that filters are made on, in units of their reach.
 _GRID = 2.5
+#: Of an image's field, its spectra and what is multiplied by them, counted as fields: as much is held at a time.
+_FIELDS_HELD = 8
 
 
 class InverseFilters(nn.Module):
@@ -61,9 +56,7 @@ class InverseFilters(nn.Module):
             gains = torch.stack([inverse_gains(*level) for level in noise_levels], dim=2)
         self.register_buffer("gains", gains)
 
-    def forward(
-        self, x: Tensor, blur: Tensor, surroundings: Sequence[Sequence[Surroundings | None]] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, blur: Tensor, rungs: Sequence[Rung] | None = None) -> Tensor:
         """Say what each inverse filter would change.
 
         Changes rather than images: those would all be nearly the input, and features that repeat one another are
@@ -74,10 +67,9 @@ class InverseFilters(nn.Module):
         x : Tensor, shape [B, C, H, W]
         blur : Tensor, shape [B, 2, H, W]
             Geometric blur radius in pixels, and number of the profile (see :mod:`refocus.optics.ladder`), which is read
-            at the corner. Between two rungs an even blur gets the nearer one's filters, widened, and an uneven one both
-            rungs' answers in proportion; below the first, less of it.
-        surroundings : sequence, optional
-            Of each image and each of its rungs: what stands beyond the image's rims. It is mirrored there otherwise.
+            at the corner.
+        rungs : sequence, optional
+            Of this blur, with what stands beyond the images' rims. That is a mirror image otherwise.
 
         Returns
         -------
@@ -85,27 +77,30 @@ class InverseFilters(nn.Module):
             `GAIN` times the filtered image less the image.
         """
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
-            plans = rungs_in(blur)
-            around = surroundings or [[None] * len(plan.steps()) for plan in plans]
-            each = zip(x.float(), blur[:, 0], plans, around, strict=True)
-            return torch.stack([self._filtered(*one) for one in each])
+            x = x.float()
+            batch, channels, height, width = x.shape
+            change = x.new_zeros(batch, channels, self.gains.shape[2], height, width)
+            by_room = sorted(rungs_in(blur) if rungs is None else rungs, key=_room)
+            for (side_px, reach), these in groupby(by_room, key=_room):
+                alike = list(these)
+                field = channels * math.prod(n + 2 * side_px * reach for n in (height, width))
+                at_once = most_at_once(_FIELDS_HELD * field, x.device)
+                for first in range(0, len(alike), at_once):
+                    self._filter(x, blur[:, 0], alike[first : first + at_once], change)
+            return change.flatten(1, 2)
 
-    def _filtered(
-        self, image: Tensor, radius_px: Tensor, plan: Rungs, surroundings: Sequence[Surroundings | None]
-    ) -> Tensor:
-        """Changes of one image [C, H, W] by the rungs that it has: [C * levels, H, W]."""
-        channels, height, width = image.shape
-        change = image.new_zeros(channels, self.gains.shape[2], height, width)
-        for (number, factor), around in zip(plan.steps(), surroundings, strict=True):
-            field, reach = _mirrored(image, number) if around is None else _surrounded(image, around)
-            size = (field.shape[-2], field.shape[-1])
-            inside = (..., slice(reach, reach + height), slice(reach, reach + width))
-            spectrum, weight = torch.fft.rfft2(field), plan.weight(number, radius_px)
-            for level, gain in enumerate(widened(self.gains[plan.profile, number], factor)):
-                shaped = as_pairs(over_frequencies(gain, size))
-                whole = torch.fft.irfft2(scaled_spectrum(spectrum, shaped), s=size)
-                change[:, level] += (whole[inside] - image) * (GAIN * weight)
-        return change.flatten(0, 1)
+    def _filter(self, x: Tensor, radius_px: Tensor, rungs: Sequence[Rung], change: Tensor) -> None:
+        """Add to changes [B, C, levels, H, W] of a batch what rungs of which filters reach equally far ask for."""
+        images = torch.stack([x[rung.image] for rung in rungs])
+        field, reach = _continued(images, rungs)
+        size = (field.shape[-2], field.shape[-1])
+        inside = (..., *(slice(reach, reach + length) for length in images.shape[-2:]))
+        spectrum, weights = torch.fft.rfft2(field), [GAIN * rung.weight(radius_px) for rung in rungs]
+        for level, gain in enumerate(tables_of(rungs, self.gains).unbind(1)):
+            shaped = as_pairs(over_frequencies(gain[:, None], size))
+            whole = torch.fft.irfft2(scaled_spectrum(spectrum, shaped), s=size)
+            for rung, weight, sharpening in zip(rungs, weights, whole[inside] - images, strict=True):
+                change[rung.image, :, level] += sharpening * weight
 
 
 @lru_cache(maxsize=16)
@@ -149,68 +144,16 @@ def _ended(tables: Tensor, reach_px: float) -> Tensor:
     return torch.stack(ended)
 
 
-class Surroundings(NamedTuple):
-    """What is expected of an image and beyond its rims, as means of squares: a field whose ends meet.
-
-    Attributes
-    ----------
-    expected : Tensor, float32, shape [C, rows, columns]
-    side_px : int
-        Of the squares.
-    reach : int
-        So many of them lie before the image.
-    """
-
-    expected: Tensor
-    side_px: int
-    reach: int
-
-
-class Rungs(NamedTuple):
-    """Which rungs of the ladder one image needs, and of which profile."""
-
-    profile: int
-    lowest: float
-    highest: float
-
-    def steps(self) -> list[tuple[int, float]]:
-        """Rungs to filter by, and how many times as wide as theirs the blur is; below the first is no filter at all."""
-        if self.lowest == self.highest:
-            place = max(self.lowest, 0.0)
-            return [(round(place), RUNG_RATIO ** (place - round(place)))]
-        return [(number, 1.0) for number in range(max(math.floor(self.lowest), 0), math.ceil(self.highest) + 1)]
-
-    def weight(self, number: int, radius_px: Tensor) -> Tensor | float:
-        """How much a rung counts at each pixel of [h, w]; one number where the blur is the same everywhere."""
-        if self.lowest == self.highest:
-            return min(1.0, 1.0 + self.lowest)
-        return (1.0 - (rungs_of(radius_px.float()) - number).abs()).clamp_min(0.0)
-
-
-def rungs_in(blur: Tensor) -> list[Rungs]:
-    """Read what images need off their blur [B, 2, H, W]: the only look at an accelerator's memory, once a batch."""
-    radii = blur[:, 0].float().flatten(1)
-    ends = rungs_of(torch.stack([radii.amin(1), radii.amax(1)], 1))
-    rows = torch.cat([blur[:, 1:, 0, 0].float().round(), ends], 1).tolist()
-    return [Rungs(int(profile), lowest, highest) for profile, lowest, highest in rows]
-
-
-def rungs_of(radius_px: Tensor) -> Tensor:
-    """Position on the ladder; from -1, no filter, at 0 px in a straight line to 0 at the first rung."""
-    climbed = torch.log(radius_px.clamp_min(RADII_PX[0]) / RADII_PX[0]) / math.log(RUNG_RATIO)
-    # A radius that is a rung must not ask for the next rung's filters, too, because of the last bit.
-    climbed = (climbed * RUNG_SHARES).round() / RUNG_SHARES
-    return torch.where(radius_px < RADII_PX[0], radius_px / RADII_PX[0] - 1.0, climbed).clamp(max=len(RADII_PX) - 1)
-
-
 def over_frequencies(table: Tensor, size: tuple[int, int], step_px: int = 1) -> Tensor:
     """Lay the ladder's columns [..., FREQUENCIES] over half spectra of real transforms: [..., rows, columns / 2 + 1].
 
     `step_px` is the distance of the transform's samples.
     """
     lower, share = _ladder_positions(size, table.device, step_px)
-    # index_select: four times as fast as indexing, on a quarter of the frequencies. The other rows mirror these.
-    below, above = (table.index_select(-1, at).view(*table.shape[:-1], *share.shape) for at in (lower, lower + 1))
+    # index_select: four times as fast as indexing, and on two axes three times as fast as on more. On a quarter of the
+    # frequencies: the other rows mirror these.
+    rows = table.reshape(-1, FREQUENCIES)
+    below, above = (rows.index_select(-1, at).view(*table.shape[:-1], *share.shape) for at in (lower, lower + 1))
     upper = torch.lerp(below, above, share)
     return torch.cat([upper, upper[..., 1 : (size[0] + 1) // 2, :].flip(-2)], -2)
 
@@ -236,25 +179,30 @@ def scaled_spectrum(spectrum: Tensor, pairs: Tensor) -> Tensor:
     return torch.view_as_complex(torch.view_as_real(spectrum) * pairs)
 
 
-def _mirrored(image: Tensor, number: int) -> tuple[Tensor, int]:
-    """Continue [C, H, W] by reflection as far as a rung's filters reach, and say how many pixels stand in front."""
-    reach = math.ceil(filter_reach_px(RADII_PX[number]))
-    height, width = (fast_fft_length(length + 2 * reach) for length in image.shape[-2:])
-    return mirrored_to(image, (height, width), reach), reach
+def _room(rung: Rung) -> tuple[int, int]:
+    """What a rung's filters see beyond the rims: side of squares in pixels, and how many of them to each side."""
+    if rung.around is None:
+        return 1, math.ceil(filter_reach_px(rung.radius_px))
+    return rung.around.side_px, rung.around.reach
 
 
-def _surrounded(image: Tensor, around: Surroundings) -> tuple[Tensor, int]:
-    """Continue [C, H, W] by what is expected, and say how many pixels stand in front.
+def _continued(images: Tensor, rungs: Sequence[Rung]) -> tuple[Tensor, int]:
+    """Continue images [n, C, H, W] as far as the filters of their rungs reach, and say how many pixels stand in front.
 
-    What the expected leaves unexplained, noise above all, is mirrored and fades away: an edge between the image and
-    what surrounds it would ring through the filters.
+    By reflection, or by what is expected. What that leaves unexplained, noise above all, is mirrored and fades away:
+    an edge between the image and what surrounds it would ring through the filters.
     """
-    height, width = image.shape[-2:]
-    reach = around.side_px * around.reach
-    field = F.interpolate(around.expected[None], scale_factor=around.side_px, mode="bilinear", align_corners=False)[0]
+    height, width = images.shape[-2:]
+    side_px, squares = _room(rungs[0])
+    reach = side_px * squares
+    expected = [rung.around.expected for rung in rungs if rung.around is not None]
+    if not expected:
+        rows, columns = (fast_fft_length(length + 2 * reach) for length in (height, width))
+        return mirrored_to(images, (rows, columns), reach), reach
+    field = F.interpolate(torch.stack(expected), scale_factor=side_px, mode="bilinear", align_corners=False)
     rows, columns = field.shape[-2:]
-    left = image - field[..., reach : reach + height, reach : reach + width]
-    fading = _fading(height, rows, reach, image.device)[:, None] * _fading(width, columns, reach, image.device)
+    left = images - field[..., reach : reach + height, reach : reach + width]
+    fading = _fading(height, rows, reach, images.device)[:, None] * _fading(width, columns, reach, images.device)
     return field.addcmul_(mirrored_to(left, (rows, columns), reach), fading), reach
 
 

@@ -270,8 +270,8 @@ class _UNet(nn.Module):
         deconvolved = self.deconvolution(image, blur) if self.deconvolution is not None else None
         proposed = [deconvolved.changes] if deconvolved is not None else []
         if self.filters is not None:
-            around = deconvolved.surroundings if deconvolved is not None else None
-            proposed.insert(0, self.filters(image, blur, around))
+            rungs = deconvolved.rungs if deconvolved is not None else None
+            proposed.insert(0, self.filters(image, blur, rungs))
         return _Evidence(image, tuple(proposed))
 
     def _refocused(self, own: _Evidence, blur: Tensor, guide: _Evidence | None = None) -> Prediction:

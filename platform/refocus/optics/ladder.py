@@ -95,17 +95,16 @@ def nearest_profiles(sampling: Tensor, sine: Tensor) -> Tensor:
     return (_SAMPLING_COUNTS * finer + steeper).argmin(-1)
 
 
-def widened(transfer: Tensor, factor: float) -> Tensor:
-    """Transfer functions [..., FREQUENCIES] of a blur that is so many times as wide: drawn together.
+def widened(transfer: Tensor, factor: float | Tensor) -> Tensor:
+    """Transfer functions [..., FREQUENCIES] of a blur that is so many times as wide, or [..., 1] times: drawn together.
 
     Exact for the geometric part of a blur; neighbouring rungs give one another back to a fifth of their difference.
     """
-    if factor == 1.0:
-        return transfer
     columns = transfer.shape[-1]
     place = (factor * torch.arange(columns, device=transfer.device)).clamp(max=columns - 1)
     lower = place.floor().to(torch.int64).clamp(max=columns - 2)
-    return torch.lerp(transfer.index_select(-1, lower), transfer.index_select(-1, lower + 1), place - lower)
+    below, above = (transfer.gather(-1, at.expand_as(transfer)) for at in (lower, lower + 1))
+    return torch.lerp(below, above, place - lower)
 
 
 def cycles_per_px() -> Tensor:

@@ -36,7 +36,7 @@ def test_light_beyond_the_rim_does_not_run_away(profile: int) -> None:
     # Sharp to the pixel up to the rim, and taken for a little out of focus.
     for seed, number in product(range(3), (16, 17, 18)):
         image = (torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(seed)) > 0.5).float()
-        steps = Deconvolution(image, 2, RADII_PX[number], blur_ladder().defocused[profile, number])
+        steps = Deconvolution(image, 2, [RADII_PX[number]], blur_ladder().defocused[profile, number])
         # A single bright place among dark ones is several times as bright as its blurred image.
         assert steps.shown(steps.advanced(24), blur_ladder().in_focus[profile]).max() < 20
 
@@ -63,10 +63,10 @@ def test_light_stays_in_the_image_and_is_positive() -> None:
 
 def test_near_focus_it_has_nothing_to_say() -> None:
     x = torch.rand(1, 3, 64, 64)
-    answer, surroundings = RichardsonLucy()(x, blur_planes(2.0, 64, 64))
+    answer, (rung,) = RichardsonLucy()(x, blur_planes(2.0, 64, 64))
     assert answer.shape == (1, 3 * STAGES, 32, 32)
     assert answer.eq(0).all()
-    assert surroundings == [[None]]
+    assert rung.around is None
 
 
 @pytest.mark.parametrize(("radius_px", "halo_px"), [(9.0, 64), (21.0, 224)])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from blurs import blur_planes, out_of_focus
 from refocus.model.deconvolution import RichardsonLucy
-from refocus.model.inverse_filters import GAIN, InverseFilters, _surrounded, filter_reach_px, inverse_gains
+from refocus.model.inverse_filters import GAIN, InverseFilters, _continued, filter_reach_px, inverse_gains
 from refocus.optics.ladder import FREQUENCIES, PROFILES, RADII_PX
 
 LEVELS = ((3e-4, 60.0), (1.2e-2, 20.0))
@@ -73,18 +73,18 @@ def test_light_from_beyond_the_rims_is_not_taken_for_a_mirror_image(radius_px: f
     def error(change: torch.Tensor) -> float:
         return float((seen + change / GAIN - discs[window])[..., rims].square().mean())
 
-    surroundings = RichardsonLucy()(seen, planes).surroundings
-    assert error(filters(seen, planes, surroundings)) < 0.9 * error(filters(seen, planes))
+    rungs = RichardsonLucy()(seen, planes).rungs
+    assert error(filters(seen, planes, rungs)) < 0.9 * error(filters(seen, planes))
 
 
 def test_what_surrounds_an_image_leaves_no_edge_at_its_rims() -> None:
     generator = torch.Generator().manual_seed(1)
     seen = out_of_focus(_scene(256), 12.0) + 0.02 * torch.randn(1, 1, 256, 256, generator=generator)
-    ((around,),) = RichardsonLucy()(seen, blur_planes(12.0, 256, 256)).surroundings
-    assert around is not None
-    field, reach = _surrounded(seen[0], around)
-    assert torch.equal(field[..., reach : reach + 256, reach : reach + 256], seen[0])
-    steps = (field[..., 1:, :] - field[..., :-1, :])[0, :, reach : reach + 256].abs().mean(-1)
+    (rung,) = RichardsonLucy()(seen, blur_planes(12.0, 256, 256)).rungs
+    assert rung.around is not None
+    field, reach = _continued(seen, [rung])
+    assert torch.equal(field[..., reach : reach + 256, reach : reach + 256], seen)
+    steps = (field[..., 1:, :] - field[..., :-1, :])[0, 0, :, reach : reach + 256].abs().mean(-1)
     # Between the last row outside and the first inside as between any two rows of noise.
     assert steps[reach - 1] < 1.3 * steps[reach : reach + 255].mean()
     assert steps[reach + 255] < 1.3 * steps[reach : reach + 255].mean()
@@ -94,9 +94,9 @@ def test_radii_that_only_the_last_column_has_are_filtered_by_their_own_rung() ->
     x, planes, filters = _scene(64), blur_planes(RADII_PX[44], 64, 64), InverseFilters(LEVELS)
     planes[:, 0, :, -1] = RADII_PX[46]
     # Richardson-Lucy works on 2 x 2 means, and must not miss it.
-    found = filters(x, planes, RichardsonLucy()(x, planes).surroundings)
+    found = filters(x, planes, RichardsonLucy()(x, planes).rungs)
     planes[:, 0] = RADII_PX[46]
-    even = filters(x, planes, RichardsonLucy()(x, planes).surroundings)
+    even = filters(x, planes, RichardsonLucy()(x, planes).rungs)
     torch.testing.assert_close(found[..., -1:], even[..., -1:], atol=1e-4, rtol=0)  # rounding
 
 
