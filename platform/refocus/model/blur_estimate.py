@@ -107,6 +107,7 @@ def estimate_blur(
     normalisation: Normalisation | None = None,
     profile: int | None = None,
     widest_px: float = RADII_PX[-1],
+    device: torch.device | str = "cpu",
 ) -> BlurEstimate:
     """Estimate the blur of one plane.
 
@@ -122,6 +123,8 @@ def estimate_blur(
     widest_px : float
         Wider radii are given as this one, where they are not what a network can undo: too wide is worse than too
         narrow.
+    device : torch.device or str
+        Where windows are judged.
     """
     specimen = plane if isinstance(plane, Specimen) else Specimen.of(plane)
     rows, columns = (min(length, WINDOW_PX) for length in specimen.shape[1:])
@@ -131,13 +134,14 @@ def estimate_blur(
 
     def windows(places: Sequence[tuple[int, int]]) -> Tensor:
         cut = [constants.apply(specimen[:, top : top + rows, left : left + columns]).mean(0) for top, left in places]
-        return torch.from_numpy(np.stack(cut))
+        return torch.from_numpy(np.stack(cut)).to(device)
 
     lively = _liveliest(specimen, places, (rows, columns))
     looked_at = windows(lively)
     of_contrast = looked_at.flatten(1).std(1, correction=0).topk(min(len(lively), _WINDOWS_FOR_NOISE)).indices
-    colour = noise_colour(looked_at[of_contrast], profile=profile)
-    known = rung_costs(looked_at, profile=profile, colour=colour)
+    colour = noise_colour(looked_at[None, of_contrast], profile=profile)
+    # What follows is decided on the processor, as by `fitting_blur`.
+    known = rung_costs(looked_at, profile=profile, colour=colour).cpu()
     telling = (known.amax(-1) - known.amin(-1)).amax(-1).topk(min(len(lively), _WINDOWS_FOR_LIGHT)).indices
     asked = [lively[number] for number in telling.tolist()]
     within = max(1, sum(radius <= widest_px for radius in RADII_PX))
@@ -147,7 +151,7 @@ def estimate_blur(
     )
     # A row of windows is in memory at a time.
     by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
-    against = torch.stack([rung_costs(row, profile=profile, colour=colour)[:, 0] for row in by_row])
+    against = torch.stack([rung_costs(row, profile=profile, colour=colour)[:, 0] for row in by_row]).cpu()
     away = np.square(np.asarray(places)[:, None] - np.asarray(asked)).sum(-1)
     in_favour = gains[torch.from_numpy(away.argmin(1))].view(against.shape)
     costs = against - in_favour

@@ -229,7 +229,7 @@ class LoadedModel:
         if not self.package.config.network.sees_blur:
             return None
         widest_px = self.package.config.largest_blur_px
-        return estimate_blur(plane, normalisation=constants, profile=profile, widest_px=widest_px)
+        return estimate_blur(plane, normalisation=constants, profile=profile, widest_px=widest_px, device=self.device)
 
     def _halo(self, blurred: BlurEstimate | None) -> int:
         if self._halo_px is not None:

@@ -248,6 +248,19 @@ def test_many_crops_cost_an_accelerator_no_more_operations_than_few() -> None:
     assert by_few.operations < 5000
 
 
+def test_a_plane_is_judged_where_it_is_told_to_with_few_waits() -> None:
+    plane = np.tile(_blurred(_textures()[0], 14.0), (1, 2))[None]
+    plain = estimate_blur(plane)
+    with pretended_accelerator() as device, asked_of_accelerator() as asked:
+        found = estimate_blur(plane, device=device)
+    # One processor computed both, more windows at a time.
+    np.testing.assert_allclose(found.radius_px, plain.radius_px, rtol=2e-3)
+    assert found.profile == plain.profile
+    assert asked.operations > 500
+    # However many rows of windows there are.
+    assert asked.waits <= 10
+
+
 def test_one_profile_is_told_for_all_or_one_for_each() -> None:
     crops = _crops()[:2]
     assert fitting_blur(crops, profile=17)[:, 1].tolist() == [17.0, 17.0]

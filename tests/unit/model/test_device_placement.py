@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from blurs import out_of_focus
-from pretended import MemoriesMixed, pretended_accelerator
+from pretended import MemoriesMixed, asked_of_accelerator, pretended_accelerator
 from refocus.model import networks
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.explanation import explain
 from refocus.model.golden import golden_output
+from refocus.model.normalisation import estimate
 from refocus.model.restore import LoadedModel, restore
 
 
@@ -35,6 +36,11 @@ def test_an_image_is_restored_and_explained_from_the_devices_own_memory(name: st
     with pretended_accelerator() as device:
         model = LoadedModel(package, device=device, precision="fp32")
         assert next(model.network.parameters()).device == device
+        with asked_of_accelerator() as asked:
+            planes = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
+            model.estimated_blur(planes, estimate(planes), None)
+        # The blur is estimated there, too.
+        assert asked.operations > 100
         found = model.restore(image, with_scale=True)
         assert golden_output(package, model.network) == golden
         assert explain(image, model).deconvolved is not None
