@@ -197,7 +197,7 @@ class Deconvolution:
         self._seen = light.new_zeros(*light.shape[:-2], *self._size)
         self._seen[self._inside] = light
         if start is None:
-            start = mirrored_to(light, self._size, reach)
+            start = mirrored_to(light, self._size, (reach, reach))
         start, _ = torch.broadcast_tensors(start.clamp_min(_LEAST_LIGHT), known)  # type: ignore[no-untyped-call]
         self._found = self._ahead = start
         self._step = 0
@@ -240,7 +240,7 @@ class Deconvolution:
             size = (fast_fft_length(height + 2 * reach), fast_fft_length(width + 2 * reach))
             first = self._reach - own
             ended = light[at, ..., first : first + height + 2 * own, first : first + width + 2 * own]
-            expected = _through(mirrored_to(ended, size, reach - own), _over(self._kernels[at], size))
+            expected = _through(mirrored_to(ended, size, (reach - own,) * 2), _over(self._kernels[at], size))
             found += [Surroundings(of_one, self._side_px, reach) for of_one in expected]
         return found
 

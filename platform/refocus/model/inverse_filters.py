@@ -126,17 +126,13 @@ def filter_reach_px(radius_px: float) -> float:
 
 def _ended(tables: Tensor, reach_px: float) -> Tensor:
     """Radial transfer functions [n, FREQUENCIES] of kernels that end at a distance."""
-    side, fine = 2 * round(0.5 * _GRID * reach_px), cycles_per_px()
-    position = (torch.fft.fftfreq(side)[:, None].square() + torch.fft.rfftfreq(side).square()).sqrt()
-    position = (position / (fine[1] - fine[0])).clamp(max=FREQUENCIES - 1)
-    lower = position.floor().to(torch.int64).clamp(max=FREQUENCIES - 2)
-    share = position - lower
+    side = 2 * round(0.5 * _GRID * reach_px)
     place = torch.fft.fftfreq(side, 1.0 / side)
     away = ((place[:, None].square() + place.square()).sqrt() / reach_px).clamp(max=1.0)
     window = (0.5 + 0.5 * torch.cos(math.pi * away)).sqrt()
     ended = []
     for table in tables:
-        kernel = torch.fft.irfft2(torch.lerp(table[lower], table[lower + 1], share), s=(side, side)) * window
+        kernel = torch.fft.irfft2(over_frequencies(table, (side, side)), s=(side, side)) * window
         # The projection of a round kernel has its radial spectrum (projection-slice theorem).
         line = F.pad(torch.fft.fftshift(kernel.sum(0)), (FREQUENCIES - 1 - side // 2,) * 2)
         spectrum = torch.fft.rfft(torch.fft.ifftshift(line)).real
@@ -198,12 +194,12 @@ def _continued(images: Tensor, rungs: Sequence[Rung]) -> tuple[Tensor, int]:
     expected = [rung.around.expected for rung in rungs if rung.around is not None]
     if not expected:
         rows, columns = (fast_fft_length(length + 2 * reach) for length in (height, width))
-        return mirrored_to(images, (rows, columns), reach), reach
+        return mirrored_to(images, (rows, columns), (reach, reach)), reach
     field = F.interpolate(torch.stack(expected), scale_factor=side_px, mode="bilinear", align_corners=False)
     rows, columns = field.shape[-2:]
     left = images - field[..., reach : reach + height, reach : reach + width]
     fading = _fading(height, rows, reach, images.device)[:, None] * _fading(width, columns, reach, images.device)
-    return field.addcmul_(mirrored_to(left, (rows, columns), reach), fading), reach
+    return field.addcmul_(mirrored_to(left, (rows, columns), (reach, reach)), fading), reach
 
 
 def _fading(length: int, whole: int, before: int, device: torch.device) -> Tensor:

@@ -188,9 +188,7 @@ def pad(images: Tensor, margin: int, boundary: Boundary) -> Tensor:
     down, across = (fast_fft_length(n + 2 * margin) for n in (height, width))
     if boundary == "dark":
         return F.pad(images, (margin, across - width - margin, margin, down - height - margin))
-    rows = mirrored(height, down, margin, images.device)
-    columns = mirrored(width, across, margin, images.device)
-    return images.index_select(-2, rows).index_select(-1, columns)
+    return mirrored_to(images, (down, across), (margin, margin))
 
 
 def cropped(images: Tensor, margin: int, boundary: Boundary, like: Tensor) -> Tensor:
@@ -201,19 +199,19 @@ def cropped(images: Tensor, margin: int, boundary: Boundary, like: Tensor) -> Te
     return images[..., margin : margin + height, margin : margin + width]
 
 
+def mirrored_to(images: Tensor, size: tuple[int, int], before: tuple[int, int]) -> Tensor:
+    """Continue images [..., H, W] by reflection to `size`, any distance out, so many samples in front along each."""
+    for axis, wanted, first in zip((-2, -1), size, before, strict=True):
+        images = images.index_select(axis, mirrored(images.shape[axis], wanted, first, images.device))
+    return images
+
+
 def mirrored(size: int, wanted: int, before: int, device: torch.device | None = None) -> Tensor:
-    """Indices of `size` samples continued by reflection to `wanted`, `before` of them in front, any distance out."""
+    """Indices of `size` samples continued by reflection to `wanted`, `before` of them in front."""
     if size == 1:
         return torch.zeros(wanted, dtype=torch.int64, device=device)
     place = (torch.arange(wanted, device=device) - before) % (2 * (size - 1))
     return torch.where(place < size, place, 2 * (size - 1) - place)
-
-
-def mirrored_to(images: Tensor, size: tuple[int, int], before: int) -> Tensor:
-    """Continue images [..., H, W] by reflection to `size`, any distance out, `before` samples in front along both."""
-    for axis, wanted in zip((-2, -1), size, strict=True):
-        images = images.index_select(axis, mirrored(images.shape[axis], wanted, before, images.device))
-    return images
 
 
 def _check(emission: Tensor, axes: int, expected: str) -> None:

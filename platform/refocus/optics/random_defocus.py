@@ -36,7 +36,7 @@ from torch import Tensor
 
 from refocus.errors import ConfigurationError, InputError
 from refocus.optics.camera import coloured, shot_noise
-from refocus.optics.formation import mirrored
+from refocus.optics.formation import mirrored_to
 from refocus.optics.ladder import nearest_profiles
 from refocus.optics.optics_range import OpticsRange
 from refocus.optics.plan import DRAWS, Plan
@@ -219,10 +219,8 @@ class RandomDefocus:
         if all(lack <= 0 for lack in lacking):
             top, left = (-lack // 2 for lack in lacking)
             return sharp[..., top : top + self.input_px, left : left + self.input_px].clamp_min(0.0)
-        for axis, lack in zip((-2, -1), lacking, strict=True):
-            before = lack // 2
-            sharp = sharp.index_select(axis, mirrored(sharp.shape[axis], self.input_px, before, self.device))
-        return sharp.clamp_min_(0.0)
+        above, left = (lack // 2 for lack in lacking)
+        return mirrored_to(sharp, (self.input_px, self.input_px), (above, left)).clamp_min_(0.0)
 
     def _shaded(self, scene: Tensor, plan: Plan) -> Tensor:
         """Vignetted illumination, quadratic about a centre of its own, 1 where brightest; writes into `scene`."""
