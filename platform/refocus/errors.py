@@ -237,6 +237,17 @@ class ServiceFailed(ServiceError, ConnectionError):
     """The service did not answer, or failed and went on failing."""
 
 
+def counted(number: int, what: str) -> str:
+    """Return so many of something, as messages name them.
+
+    Examples
+    --------
+    >>> counted(1, "tile"), counted(2, "tile")
+    ('1 tile', '2 tiles')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def in_one_line(error: Exception) -> str:
     """Return what an error says that is drawn over several lines, as YAML's are."""
     return " ".join(str(error).split())

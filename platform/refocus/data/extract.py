@@ -17,7 +17,7 @@ from refocus.data.sidecar import Answers, Rule
 from refocus.data.splits import Split, hash_percent, split_of
 from refocus.data.survey import Survey, survey
 from refocus.data.tiles import Kind, Tile
-from refocus.errors import ConfigurationError, InputError, UnsupportedImage
+from refocus.errors import ConfigurationError, InputError, UnsupportedImage, counted
 from refocus.focus.measures import DEFAULT_MEASURE
 from refocus.focus.plane import as_grey
 from refocus.io.grid import TileGrid, Window
@@ -237,7 +237,7 @@ class _Reader:
 
     def _said_of_blank(self, series: Series, tiles: int) -> str:
         return (
-            f"{series.name}: more than {self.settings.maximum_blank_share:.0%} of {_counted(tiles, 'tile')} shows no "
+            f"{series.name}: more than {self.settings.maximum_blank_share:.0%} of {counted(tiles, 'tile')} shows no "
             f"specimen but padding, overlays or defective pixels ({series.blanks.said}); crop the image, or export it "
             "without them."
         )
@@ -364,7 +364,3 @@ def sharpness(parts: Iterator[Image]) -> float:
         total += float(part.sum(dtype=np.float64))
         pixels += part.size
     return 0.0 if total <= 0 else energy * pixels / total**2
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

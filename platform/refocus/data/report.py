@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from refocus.data.manifest import DatasetManifest, QuarantinedSource, SourceSummary
 from refocus.data.splits import SPLITS
 from refocus.data.tiles import Tile
+from refocus.errors import counted
 from refocus.focus.plot import lettered
 from refocus.io.store import ObjectStore
 
@@ -103,10 +104,10 @@ def said_of_blanks(manifest: DatasetManifest) -> str | None:
         return None
     cut, tiles = sum(source.inside_px is not None for source in blank), sum(source.blank_tiles for source in blank)
     return (
-        f"{_images(len(blank))} hold padding, overlays or defective pixels, such as {blank[0].source} "
-        f"({blank[0].blanks}), whose edges no optics blurs: blank rims are cut off ({_images(cut)}), the specimen is "
-        f"continued over the rest, and tiles more than {manifest.settings.maximum_blank_share:.0%} of which are such "
-        f"are left out ({tiles}). Images as the camera gave them are better."
+        f"{counted(len(blank), 'image')} hold padding, overlays or defective pixels, such as {blank[0].source} "
+        f"({blank[0].blanks}), whose edges no optics blurs: blank rims are cut off ({counted(cut, 'image')}), the "
+        f"specimen is continued over the rest, and tiles more than {manifest.settings.maximum_blank_share:.0%} of "
+        f"which are such are left out ({tiles}). Images as the camera gave them are better."
     )
 
 
@@ -162,10 +163,6 @@ def warnings_of(manifest: DatasetManifest, quarantined: Sequence[QuarantinedSour
     if len({item.source.partition("#z=")[0] for item in quarantined} - used) > len(used):
         said.append("More images were quarantined than used: is this the right folder?")
     return said
-
-
-def _images(number: int) -> str:
-    return f"{number} image{'' if number == 1 else 's'}"
 
 
 def _paragraphs(warnings: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refocus.data.splits import said_of_others
-from refocus.errors import ConfigurationError
+from refocus.errors import ConfigurationError, counted
 from refocus.wire.codec import CONTAINER_OF, IMAGE_SUFFIXES, JPEG_SUFFIXES, sniff
 from refocus.wire.files import check_target, naming
 
@@ -68,7 +68,7 @@ def places_of(source: Path, target: str | Path, *, overwrite: bool = False, skip
         check_target(after, before, overwrite=True)
     there = [after for _, after in pairs if after.exists()]
     if skip_existing and there:
-        left_out += (f"{_counted(len(there), 'image')} left out: the results are there.",)
+        left_out += (f"{counted(len(there), 'image')} left out: the results are there.",)
         pairs = [(before, after) for before, after in pairs if not after.exists()]
     elif there and not overwrite:
         exist = f"{len(there)} of {len(pairs)} results exist, such as {there[0]}"
@@ -84,7 +84,7 @@ def _images_in(source: Path, results: Path) -> tuple[list[Path], tuple[str, ...]
     ours = set(_under(results, files)) if results.resolve() != source.resolve() else set()
     left_out = []
     if ours:
-        left_out.append(f"{_counted(len(ours), 'file')} under {results} left out: results go there.")
+        left_out.append(f"{counted(len(ours), 'file')} under {results} left out: results go there.")
     given = [path for path in files if path not in ours]
     found = [path for path in given if path.suffix.lower() in IMAGE_SUFFIXES]
     left_out += said_of_others(path.name for path in given if path.suffix.lower() not in IMAGE_SUFFIXES)
@@ -134,7 +134,3 @@ def _check_container(after: Path) -> None:
         raise ConfigurationError(f"{after} would lose as JPEG what was just restored; expected .png, .tif or .tiff.")
     folder = "" if suffix else f", or a folder: one that is there, or {after}/"
     raise ConfigurationError(f"{after} would be no image that is written; expected .tif, .tiff or .png{folder}.")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
