@@ -30,7 +30,8 @@ def with_grain(
     strength : (low, high)
         Standard deviation of the logarithm of what shines, or of what absorbs, drawn log-uniformly.
     generator : torch.Generator
-        On the CPU: strength, width and grain follow from it alone.
+        On the CPU: strength and width follow from it alone. Grain is drawn on the device of the image: equal seeds
+        give equal grain on one kind of device.
     absorbing : bool
 
     Returns
@@ -41,10 +42,13 @@ def with_grain(
     low, high = strength
     deviation, width_px = low * (high / low) ** float(drawn[0]), _WIDEST_PX * float(drawn[1])
     reach = math.ceil(3.0 * width_px)
-    noise = torch.randn(1, *(side + 2 * reach for side in image.shape[-2:]), generator=generator)
-    along = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(width_px, 1e-3)).square())
+    device = image.device
+    if device.type != "cpu":
+        generator = torch.Generator(device).manual_seed(generator.initial_seed())
+    noise = torch.randn(1, *(side + 2 * reach for side in image.shape[-2:]), generator=generator, device=device)
+    along = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=device) / max(width_px, 1e-3)).square())
     along = along / along.norm()
     texture = F.conv2d(F.conv2d(noise[None], along[None, None, None]), along[None, None, :, None])[0]
-    factor = torch.exp(deviation * texture).to(image.device)
+    factor = torch.exp(deviation * texture)
     # What shines has so many times the light; what absorbs so many times the stain.
     return image.clamp_min(0.0) ** factor if absorbing else image * factor
