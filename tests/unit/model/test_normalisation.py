@@ -96,3 +96,13 @@ def test_undo_takes_apply_back(offset: float, scale: float, values: list[int]) -
 def test_wide_integers_keep_differences_that_float32_cannot_hold() -> None:
     pixels = np.array([2**31, 2**31 + 1], np.uint32)
     assert np.diff(Normalisation(2.0**31, 1.0).apply(pixels)) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", ">u2", "i2", ">i2"])
+@pytest.mark.parametrize("absorbing", [False, True])
+def test_counted_percentiles_are_those_of_sorted_values(kind: str, absorbing: bool) -> None:
+    limits = np.iinfo(kind)
+    # Of these numbers of pixels percentiles lie on values, and between them.
+    for count in (1, 2, 101, 4567):
+        pixels = np.random.default_rng(count).integers(limits.min, limits.max + 1, (count, 2)).astype(kind)[:, 0]
+        assert estimate(pixels, absorbing=absorbing) == estimate(pixels.astype(np.float64), absorbing=absorbing)
