@@ -31,6 +31,10 @@ Progress = Callable[[int, int], None]
 _BLOCK_PIXELS = 100_000
 #: What deconvolution says at a place depends on what lies this many blur radii away; see docs/networks.md.
 _HALO_RADII = 10.0
+#: Side of a tile, and pixels that run together: what a processor's memory takes, and an accelerator's. There halos
+#: cost the less the larger tiles are, and a launch as much for a small one.
+_TILE_PX, _ACCELERATOR_TILE_PX = 1024, 4096
+_BATCH_PIXELS, _ACCELERATOR_BATCH_PIXELS = 2_000_000, 20_000_000
 #: Beyond these the network is at a loss, and scaling its changes would not mend them.
 _BALANCE_LIMITS = (0.5, 2.0)
 
@@ -82,7 +86,10 @@ class LoadedModel:
         CUDA where there is one, else the CPU.
     precision : {'auto', 'fp32', 'bf16'}
         ``'auto'`` takes bf16 where the device computes it natively. Images, sums and the residual stay in float32.
-    tile_px, halo_px, pixels_per_batch
+    tile_px, pixels_per_batch : int, optional
+        See :mod:`refocus.model.tiling`. Where not given, 1024 px and 2 million pixels on the CPU, 4096 px and 20
+        million on accelerators.
+    halo_px : int, optional
         See :mod:`refocus.model.tiling`. Where the halo is not given, it is the package's own, at least 64 px, and wider
         where the image is blurred widely.
 
@@ -98,9 +105,9 @@ class LoadedModel:
         *,
         device: torch.device | str | None = None,
         precision: Precision = "auto",
-        tile_px: int = 1024,
+        tile_px: int | None = None,
         halo_px: int | None = None,
-        pixels_per_batch: int = 2_000_000,
+        pixels_per_batch: int | None = None,
     ) -> None:
         if halo_px is not None and halo_px < SMALLEST_HALO_PX:
             raise ConfigurationError(f"halo_px is {halo_px}; below {SMALLEST_HALO_PX} seams between tiles show.")
@@ -109,9 +116,10 @@ class LoadedModel:
         self.package = package
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = precision if precision != "auto" else ("bf16" if has_native_bf16(self.device) else "fp32")
-        self.tile_px = tile_px
+        on_cpu = self.device.type == "cpu"
+        self.tile_px = tile_px or (_TILE_PX if on_cpu else _ACCELERATOR_TILE_PX)
         self._halo_px = halo_px
-        self.pixels_per_batch = pixels_per_batch
+        self.pixels_per_batch = pixels_per_batch or (_BATCH_PIXELS if on_cpu else _ACCELERATOR_BATCH_PIXELS)
         self.network = package.network(self.device)
 
     @torch.inference_mode()
@@ -249,7 +257,7 @@ def restore(
     out: npt.NDArray[Any] | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
-    tile_px: int = 1024,
+    tile_px: int | None = None,
     halo_px: int | None = None,
     progress: Progress | None = None,
 ) -> Restoration:
