@@ -9,7 +9,7 @@ in :mod:`refocus.model.specimen`, what it is worth in docs/evaluation.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ Pixels = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 #: Alike over a square of this side, or a run of this length along a row or column: that is flat.
-_SQUARE_PX, _RUN_PX = 3, 16
+SQUARE_PX, RUN_PX = 3, 16
 #: An edge is complete at the one distance if there is hardly more of it at the other. Interpolation takes one pixel.
 _NEAR_PX, _FAR_PX, _COMPLETE = 2, 4, 0.8
 #: Edges tell where what lies beyond differs by this share of the image's range, and so many times what neighbours do.
@@ -29,11 +29,11 @@ _LEAST_SHARE, _LEAST_DIFFERENCES = 0.02, 4.0
 _LEAST_EDGES, _MOST_LEVELS = 16, 8
 #: A spike lies as far beyond its neighbours as this times their range, which a point of light never does, and this
 #: times a telling step, which noise on clipped ground never does; so few of them in a plane may be chance.
-_SPIKE, _SPIKE_STEPS, _LEAST_SPIKES = 6.0, 3.0, 4
+SPIKE, SPIKE_STEPS, _LEAST_SPIKES = 6.0, 3.0, 4
 #: So near to blank pixels others may be mixed with them.
 _MIXED_PX = 2
 #: What tells of a pixel lies within this distance.
-REACH_PX = _RUN_PX + _MIXED_PX
+REACH_PX = RUN_PX + _MIXED_PX
 #: Pixels looked at at a time; edges of each that are remembered, and pixels that what tells is judged by.
 _PIXELS, _REMEMBERED, _SAMPLES = 2_000_000, 20_000, 200_000
 
@@ -100,18 +100,24 @@ class Blanks:
             yield rows, self.over(block)[own]
 
 
-def find_blanks(plane: Rows) -> Blanks:
+def find_blanks(plane: Rows, screen: Callable[[float], tuple[Mask, int]] | None = None) -> Blanks:
     """Look through a plane [C, Y, X].
+
+    `screen` is told the telling step and says beforehand near which rows anything may be flat, and how many spikes
+    there are (:func:`refocus.model.blanks_screen.screened`).
 
     Where flat places of a blank level end at something that is not as dark, or bright, it is all there within two
     pixels. Flat ground and saturated places end slowly, as far as the image is out of focus.
     """
     step = _telling_step(plane)
     edges: list[tuple[Pixels, Pixels, Pixels]] = []
-    count = 0
-    for _, block, own in _bands(plane, _RUN_PX + _FAR_PX):
-        edges += _edges(block, own, step)
-        count += int(np.count_nonzero(spikes(block, step)[own]))
+    reach_px = RUN_PX + _FAR_PX
+    near_flat, count = (None, 0) if screen is None else screen(step)
+    for rows, block, own in _bands(plane, reach_px):
+        if near_flat is None or near_flat[max(rows.start - reach_px, 0) : rows.stop + reach_px].any():
+            edges += _edges(block, own, step)
+        if near_flat is None:
+            count += int(np.count_nonzero(spikes(block, step)[own]))
     levels = _levels(edges) if edges else np.empty((0, plane.shape[0]))
     highest = max(float(block.max()) for _, block, _ in _bands(plane, 0)) if len(levels) else math.inf
     white = highest if (levels >= highest).all(1).any() else math.inf
@@ -144,7 +150,7 @@ def flat(block: Pixels) -> Mask:
         square = three[2:] & three[1:-1] & three[:-2] & down[1:, 1:-1] & down[:-1, 1:-1]
         if square.any():
             mask[1:-1, 1:-1] = square
-            mask = _grown(mask, _SQUARE_PX // 2)
+            mask = _grown(mask, SQUARE_PX // 2)
     return mask | _runs(across, 1) | _runs(down, 0)
 
 
@@ -156,12 +162,12 @@ def spikes(block: Pixels, step: float) -> Mask:
     values: Pixels = block.astype(np.float32 if block.dtype.itemsize <= 2 or block.dtype == np.float32 else np.float64)
     # Whatever stands out from all stands out from left and right, which is soon seen.
     bend = 2.0 * values[:, 1:-1, 1:-1] - values[:, 1:-1, :-2] - values[:, 1:-1, 2:]
-    y, x = np.nonzero((np.abs(bend, out=bend) > 2.0 * _SPIKE_STEPS * step).any(0))
+    y, x = np.nonzero((np.abs(bend, out=bend) > 2.0 * SPIKE_STEPS * step).any(0))
     around = np.stack([values[:, y + down, x + across] for down in range(3) for across in range(3)])
     pixel, beside = around[4], np.delete(around, 4, axis=0)
     highest, lowest = beside.max(0), beside.min(0)
     beyond = np.maximum(pixel - highest, lowest - pixel)
-    mask[y + 1, x + 1] = (beyond > np.maximum(_SPIKE * (highest - lowest), _SPIKE_STEPS * step)).any(0)
+    mask[y + 1, x + 1] = (beyond > np.maximum(SPIKE * (highest - lowest), SPIKE_STEPS * step)).any(0)
     return mask
 
 
@@ -229,14 +235,14 @@ def _alike(pixels: Pixels, others: Pixels) -> Mask:
 def _runs(alike: Mask, axis: int) -> Mask:
     """Pixels [Y, X] of runs along an axis, by which of them are like the next one there."""
     run, length = alike, 1
-    while length < _RUN_PX - 1 and run.any():
-        more = min(length, _RUN_PX - 1 - length)
+    while length < RUN_PX - 1 and run.any():
+        more = min(length, RUN_PX - 1 - length)
         run, length = _part(run, axis, more, None) & _part(run, axis, 0, -more), length + more
     shape = list(alike.shape)
     shape[axis] += 1
     mask = np.zeros(shape, bool)
-    if length == _RUN_PX - 1 and run.any():
-        for pixel in range(_RUN_PX):
+    if length == RUN_PX - 1 and run.any():
+        for pixel in range(RUN_PX):
             _part(mask, axis, pixel, pixel + run.shape[axis])[...] |= run
     return mask
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refocus.model.blanks import REACH_PX, Blanks, Mask, Pixels, find_blanks
+from refocus.model.blanks_screen import screened
 from refocus.model.normalisation import thinned
 
 Window = tuple[slice, slice]
@@ -46,9 +47,9 @@ class Specimen:
     stride_px: int = 1
 
     @classmethod
-    def of(cls, plane: Pixels, *, stride_px: int = 1) -> Specimen:
-        """Of a plane [C, Y, X] whose blanks are looked for."""
-        return cls(plane, find_blanks(plane), stride_px)
+    def of(cls, plane: Pixels, *, stride_px: int = 1, held: Tensor | None = None) -> Specimen:
+        """Of a plane [C, Y, X] whose blanks are looked for: there, where a device holds its values already (`held`)."""
+        return cls(plane, find_blanks(plane, None if held is None else partial(screened, held)), stride_px)
 
     @cached_property
     def window(self) -> Window:

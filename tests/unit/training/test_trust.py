@@ -160,9 +160,9 @@ def test_blanks_are_looked_for_once_an_image(monkeypatch):
     judging = ModelPackage(raw.config.model_copy(update={"gate": RangeGate.shipped()}), raw.weights, {})
     looked = []
 
-    def counting(plane):
+    def counting(plane, screen=None):
         looked.append(plane.shape)
-        return find_blanks(plane)
+        return find_blanks(plane, screen)
 
     monkeypatch.setattr(specimen, "find_blanks", counting)
     found = network_method(judging)(picture)
