@@ -20,7 +20,9 @@ from torch import Tensor
 
 from refocus.model.blur_light import FIRST_RUNG, MOST_NATS, support
 from refocus.model.blur_spectrum import COLOURS, CREDENCE, NoiseColour, noise_colour, rung_costs
+from refocus.model.memory import most_at_once
 from refocus.model.normalisation import Normalisation, estimate
+from refocus.model.seen import SeenPlane
 from refocus.model.specimen import Specimen
 from refocus.optics.ladder import BLIND_PROFILES, PROFILES, RADII_PX, RUNG_RATIO, RUNG_SHARES
 
@@ -93,16 +95,32 @@ class BlurEstimate:
 
     def over(self, rows: slice, columns: slice) -> Float32:
         """Radius and profile at each pixel of a window of the plane, float32 [2, h, w]; linear between centres."""
+        return self.laid_over(rows, columns, torch.device("cpu")).numpy()
+
+    def laid_over(self, rows: slice, columns: slice, device: torch.device) -> Tensor:
+        """As `over`, made on a device; of an even blur a constant that takes no memory."""
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if self.radius_px.min() == self.radius_px.max():
+            even = torch.tensor([float(self.radius_px.flat[0]), float(self.profile)], device=device)
+            return even[:, None, None].expand(2, height, width)
         y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
-        across = np.stack([np.interp(x, self.centres_x_px, row) for row in self.radius_px])
+        # Along x there are few rows: what takes long is the product with all y.
+        by_row = np.stack([np.interp(x, self.centres_x_px, row) for row in self.radius_px])
         lower, share = _between(y, self.centres_y_px)
-        upper = np.minimum(lower + 1, len(across) - 1)
-        radius = across[lower] * (1.0 - share)[:, None] + across[upper] * share[:, None]
-        return np.stack([radius, np.full_like(radius, self.profile)]).astype(np.float32)
+        upper = np.minimum(lower + 1, len(by_row) - 1)
+        # Only processors are as fast in double precision.
+        kind = torch.float64 if device.type == "cpu" else torch.float32
+        across = torch.from_numpy(by_row).to(device, kind)
+        above, below = (torch.from_numpy(part[:, None]).to(device) for part in (1.0 - share, share))
+        planes = torch.empty(2, height, width, device=device)
+        first, last = (across[torch.from_numpy(at).to(device)] for at in (lower, upper))
+        planes[0] = first.mul_(above).add_(last.mul_(below))
+        planes[1] = self.profile
+        return planes
 
 
 def estimate_blur(
-    plane: npt.NDArray[np.generic] | Specimen,
+    plane: npt.NDArray[np.generic] | Specimen | SeenPlane,
     *,
     normalisation: Normalisation | None = None,
     profile: int | None = None,
@@ -113,8 +131,9 @@ def estimate_blur(
 
     Parameters
     ----------
-    plane : ndarray or Specimen, shape [C, Y, X]
-        Any numeric type and unit; colours are averaged. Read window by window: it may be a memory map.
+    plane : ndarray, Specimen or SeenPlane, shape [C, Y, X]
+        Any numeric type and unit; colours are averaged. Read window by window: it may be a memory map. A `SeenPlane`
+        has its own normalisation and device.
     normalisation : Normalisation, optional
         What tells where no light is; otherwise the plane's own, of a specimen that shines.
     profile : int, optional
@@ -126,17 +145,22 @@ def estimate_blur(
     device : torch.device or str
         Where windows are judged.
     """
-    specimen = plane if isinstance(plane, Specimen) else Specimen.of(plane)
+    seen = plane if isinstance(plane, SeenPlane) else _seen(plane, normalisation, torch.device(device))
+    specimen, constants = seen.specimen, seen.constants
     rows, columns = (min(length, WINDOW_PX) for length in specimen.shape[1:])
     tops, lefts = (_starts(length) for length in specimen.shape[1:])
-    constants = normalisation or estimate(specimen.visible())
     places = [(top, left) for top in tops for left in lefts]
 
     def windows(places: Sequence[tuple[int, int]]) -> Tensor:
-        cut = [constants.apply(specimen[:, top : top + rows, left : left + columns]).mean(0) for top, left in places]
-        return torch.from_numpy(np.stack(cut)).to(device)
+        return torch.stack([_grey(seen[top : top + rows, left : left + columns]) for top, left in places])
 
-    lively = _liveliest(specimen, places, (rows, columns))
+    def row(top: int) -> Tensor:
+        if not (seen.reads_once and len(lefts) * columns >= specimen.shape[2]):
+            return windows([(top, left) for left in lefts])
+        strip = _grey(seen[top : top + rows, 0 : specimen.shape[2]])
+        return torch.stack([strip[:, left : left + columns] for left in lefts])
+
+    lively = _liveliest(seen, places, (rows, columns))
     looked_at = windows(lively)
     of_contrast = looked_at.flatten(1).std(1, correction=0).topk(min(len(lively), _WINDOWS_FOR_NOISE)).indices
     colour = noise_colour(looked_at[None, of_contrast], profile=profile)
@@ -149,9 +173,11 @@ def estimate_blur(
     (profile,), (gains,) = _likeliest(
         known[None], telling[None], looked_at[None, telling], told, absorbing=constants.absorbing, within=within
     )
-    # A row of windows is in memory at a time.
-    by_row = (windows(places[first : first + len(lefts)]) for first in range(0, len(places), len(lefts)))
-    against = torch.stack([rung_costs(row, profile=profile, colour=colour)[:, 0] for row in by_row]).cpu()
+    # A row of windows is in memory at a time, on an accelerator as many as there is room for.
+    at_once = 1 if seen.device.type == "cpu" else most_at_once(len(lefts) * rows * columns, seen.device)
+    by_rows = (torch.cat([row(top) for top in tops[n : n + at_once]]) for n in range(0, len(tops), at_once))
+    each = torch.cat([rung_costs(some, profile=profile, colour=colour)[:, 0] for some in by_rows])
+    against = each.view(len(tops), len(lefts), -1).cpu()
     away = np.square(np.asarray(places)[:, None] - np.asarray(asked)).sum(-1)
     in_favour = gains[torch.from_numpy(away.argmin(1))].view(against.shape)
     costs = against - in_favour
@@ -321,12 +347,23 @@ def _is_steep(number: int) -> bool:
     return PROFILES[number].numerical_aperture > 0.8
 
 
-def _liveliest(specimen: Specimen, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[tuple[int, int]]:
+def _seen(
+    plane: npt.NDArray[np.generic] | Specimen, normalisation: Normalisation | None, device: torch.device
+) -> SeenPlane:
+    specimen = plane if isinstance(plane, Specimen) else Specimen.of(plane)
+    return SeenPlane(specimen, normalisation or estimate(specimen.visible()), device)
+
+
+def _grey(window: Tensor) -> Tensor:
+    """Mean of the colours [C, h, w]."""
+    return window[0] if len(window) == 1 else window.mean(0)
+
+
+def _liveliest(seen: SeenPlane, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[tuple[int, int]]:
     """Places of the windows with the most contrast, in their order."""
     if len(places) <= _WINDOWS_FOR_PROFILE:
         return list(places)
-    thinned = (specimen[:, top : top + size[0] : _THINNED, left : left + size[1] : _THINNED] for top, left in places)
-    contrast = np.asarray([window.mean(0, dtype=np.float64).std() for window in thinned])
+    contrast = seen.contrasts(places, size, _THINNED)
     return [places[number] for number in sorted(np.argsort(-contrast, kind="stable")[:_WINDOWS_FOR_PROFILE])]
 
 

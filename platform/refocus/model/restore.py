@@ -16,8 +16,10 @@ from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
 from refocus.model.blanks import Blanks
 from refocus.model.blur_estimate import BlurEstimate, estimate_blur
 from refocus.model.checkpoint import ModelPackage
+from refocus.model.finishing import balance_factor, balanced, undone
 from refocus.model.networks import Prediction
 from refocus.model.normalisation import Normalisation, estimate
+from refocus.model.seen import SeenPlane, fetched, held_on
 from refocus.model.specimen import Specimen
 from refocus.model.tiling import SMALLEST_HALO_PX, Float32, HaloGrid, Window, run_tiled
 from refocus.optics.ladder import nearest_profile
@@ -35,8 +37,6 @@ _HALO_RADII = 10.0
 #: cost the less the larger tiles are, and a launch as much for a small one.
 _TILE_PX, _ACCELERATOR_TILE_PX = 1024, 4096
 _BATCH_PIXELS, _ACCELERATOR_BATCH_PIXELS = 2_000_000, 20_000_000
-#: Beyond these the network is at a loss, and scaling its changes would not mend them.
-_BALANCE_LIMITS = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +161,16 @@ class LoadedModel:
         planes = list(_planes(axes, image.shape, together=channels == 3))
         for number, where in enumerate(planes):
             plane, made = _channels_first(image[where], axes), _channels_first(pixels[where], axes)
-            specimen = Specimen.of(_finite(plane), stride_px=stride)
+            held = held_on(self.device, _finite(plane))
+            specimen = Specimen.of(plane, stride_px=stride, held=held)
             chosen = normalisation or estimate(specimen.visible(), absorbing=self.package.config.absorbing)
             blanks.append(specimen.blanks)
             if specimen.blanks:
                 made[...] = plane
             seen = slice(None), *specimen.window
             blur = self._plane(
-                specimen,
+                SeenPlane(specimen, chosen, self.device, None if specimen.blanks else held),
                 profile,
-                chosen,
                 made[seen],
                 None if scale is None else _channels_first(scale[where], axes)[seen],
                 _scaled(progress, number, len(planes)),
@@ -181,9 +181,8 @@ class LoadedModel:
 
     def _plane(
         self,
-        specimen: Specimen,
+        seen: SeenPlane,
         profile: int | None,
-        constants: Normalisation,
         pixels: npt.NDArray[Any],
         scale: Float32 | None,
         progress: Progress | None,
@@ -191,21 +190,24 @@ class LoadedModel:
         """Restore what shows a specimen into views of the result, [C, Y, X]. Returns the blur map."""
         channels = self.package.config.channels
         stride = self.package.config.network.stride_px
+        specimen, constants, held = seen.specimen, seen.constants, seen.held
         plane = specimen.given
         height, width = plane.shape[1:]
         blur = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
-        low, high = plane.min(), plane.max()
+        low, high = (plane.min(), plane.max()) if held is None else torch.stack(held.aminmax()).tolist()
         if low == high:
             # Nothing to see, and nothing that a network should invent.
             pixels[...] = plane
             return blur
         repeated = channels // plane.shape[0]
-        blurred = self.estimated_blur(specimen, constants, profile)
+        floor = 0.0 if low >= 0 else None
+        blurred = self._estimated_blur(seen, profile)
+        made = None if held is None else torch.empty_like(held)
 
-        def read(window: Window) -> Float32:
-            normalised = constants.apply(specimen[(slice(None), *window)])
-            normalised = np.repeat(normalised, repeated, axis=0) if repeated > 1 else normalised
-            return normalised if blurred is None else np.concatenate([normalised, blurred.over(*window)])
+        def read(window: Window) -> Tensor:
+            normalised = seen[window]
+            normalised = normalised.expand(channels, -1, -1) if repeated > 1 else normalised
+            return normalised if blurred is None else torch.cat([normalised, blurred.laid_over(*window, self.device)])
 
         grid = HaloGrid(height, width, stride_px=stride, tile_px=self.tile_px, halo_px=self._halo(blurred))
         for band in run_tiled(
@@ -218,16 +220,24 @@ class LoadedModel:
             blur_radius_px=blur,
             progress=progress,
         ):
-            for part, block in _blocks(plane, band.rows):
-                answer = band.image[:, part].mean(0, keepdims=True) if repeated > 1 else band.image[:, part]
-                values = constants.undo(answer, _arithmetic(pixels.dtype))
-                pixels[:, block] = _as_dtype(values, pixels.dtype, floor=0.0 if low >= 0 else None)
-            specimen.put_back(pixels, band.rows)
+            if made is not None:
+                image = band.image.mean(0, keepdim=True) if repeated > 1 else band.image
+                made[:, band.rows] = undone(image, constants, pixels.dtype, floor=floor)
+            else:
+                whole = band.image.cpu().numpy()
+                for part, block in _blocks(plane, band.rows):
+                    answer = whole[:, part].mean(0, keepdims=True) if repeated > 1 else whole[:, part]
+                    values = constants.undo(answer, _arithmetic(pixels.dtype))
+                    pixels[:, block] = _as_dtype(values, pixels.dtype, floor=floor)
+                specimen.put_back(pixels, band.rows)
             if scale is not None and band.scale is not None:
-                error = band.scale.mean(0, keepdims=True) if repeated > 1 else band.scale
-                scale[:, band.rows] = error * abs(constants.scale)
+                error = band.scale.mean(0, keepdim=True) if repeated > 1 else band.scale
+                fetched(error * abs(constants.scale), scale[:, band.rows])
                 specimen.put_back(scale, band.rows, level=0.0)
-        _balance(plane, pixels, floor=0.0 if low >= 0 else None)
+        if held is None or made is None:
+            _balance(plane, pixels, floor=floor)
+        else:
+            fetched(balanced(held, made, pixels.dtype, floor=floor), pixels)
         return blur
 
     def estimated_blur(
@@ -236,8 +246,13 @@ class LoadedModel:
         """What `restore` takes the blur of a plane [C, Y, X] for; None where the network sees none."""
         if not self.package.config.network.sees_blur:
             return None
-        widest_px = self.package.config.largest_blur_px
-        return estimate_blur(plane, normalisation=constants, profile=profile, widest_px=widest_px, device=self.device)
+        specimen = plane if isinstance(plane, Specimen) else Specimen.of(plane)
+        return self._estimated_blur(SeenPlane(specimen, constants, self.device), profile)
+
+    def _estimated_blur(self, seen: SeenPlane, profile: int | None) -> BlurEstimate | None:
+        if not self.package.config.network.sees_blur:
+            return None
+        return estimate_blur(seen, profile=profile, widest_px=self.package.config.largest_blur_px)
 
     def _halo(self, blurred: BlurEstimate | None) -> int:
         if self._halo_px is not None:
@@ -395,11 +410,7 @@ def _blocks(plane: npt.NDArray[Any], rows: slice) -> Iterator[tuple[slice, slice
 
 
 def _balance(plane: npt.NDArray[Any], pixels: npt.NDArray[Any], *, floor: float | None) -> None:
-    """Make the restored image's total that of the input, in place and some rows at a time.
-
-    Defocus moves light about and takes none away, so what was added must have come from somewhere: all additions and
-    all removals are scaled against each other by one number for the whole plane, which no seam can betray.
-    """
+    """Make the restored image's total that of the input (`balance_factor`), in place and some rows at a time."""
     blocks = [block for _, block in _blocks(plane, slice(0, plane.shape[1]))]
     kind = _arithmetic(pixels.dtype)
     added = total = 0.0
@@ -407,10 +418,9 @@ def _balance(plane: npt.NDArray[Any], pixels: npt.NDArray[Any], *, floor: float 
         change = pixels[:, block].astype(kind) - plane[:, block].astype(kind, copy=False)
         total += float(change.sum(dtype=np.float64))
         added += float(np.maximum(change, 0.0, out=change).sum(dtype=np.float64))
-    removed = added - total
-    if added <= 0 or removed <= 0:
+    factor = balance_factor(added, added - total)
+    if factor is None:
         return
-    factor = float(np.clip(np.sqrt(removed / added), *_BALANCE_LIMITS))
     for block in blocks:
         given = plane[:, block].astype(kind)
         change = pixels[:, block] - given

@@ -152,18 +152,19 @@ class Band:
     ----------
     rows : slice
         Which.
-    image : ndarray, float32, shape [C, rows, X]
-    scale : ndarray of the same shape, or None
+    image : Tensor, float32, shape [C, rows, X]
+        On the device of the predictions.
+    scale : Tensor of the same shape, or None
         Laplace scale of the error.
     """
 
     rows: slice
-    image: Float32
-    scale: Float32 | None
+    image: Tensor
+    scale: Tensor | None
 
 
 def run_tiled(
-    read: Callable[[Window], Float32],
+    read: Callable[[Window], Tensor],
     predict: Callable[[Tensor], Prediction],
     grid: HaloGrid,
     *,
@@ -175,14 +176,14 @@ def run_tiled(
 ) -> Iterator[Band]:
     """Run a network over an image tile by tile and yield the result from top to bottom.
 
-    At any time one row of tiles and one batch are in memory.
+    At any time one row of tiles and one batch are in memory, the row on the device that the predictions are on.
 
     Parameters
     ----------
     read : callable
-        Gives normalised pixels [C, h, w] of a window of the image.
+        Gives what the network sees of a window of the image, [C (+ 2), h, w], on any device.
     predict : callable
-        Takes a float32 batch [B, C, h, w] and returns a `Prediction` on any device.
+        Takes a float32 batch [B, C (+ 2), h, w] and returns a `Prediction` on any device.
     grid : HaloGrid
     channels : int
     with_scale : bool
@@ -195,17 +196,19 @@ def run_tiled(
         Called with tiles done and tiles in all.
     """
     layers = 2 if with_scale else 1
-    carried: Float32 | None = None
+    carried: Tensor | None = None
     done = 0
     for index in range(grid.rows):
         tiles = grid.row(index)
         down = tiles[0].down
-        strip = np.zeros((layers, channels, down.keep_to - down.keep_from, grid.width_px), np.float32)
-        if carried is not None:
-            strip[:, :, : carried.shape[2]] += carried
+        strip: Tensor | None = None
         for group in _batches(tiles, pixels_per_batch):
-            batch = torch.from_numpy(np.stack([read(tile.read) for tile in group]))
-            prediction = predict(batch)
+            prediction = predict(_stacked([read(tile.read) for tile in group]))
+            if strip is None:
+                size = layers, channels, down.keep_to - down.keep_from, grid.width_px
+                strip = torch.zeros(size, device=prediction.image.device)
+                if carried is not None:
+                    strip[:, :, : carried.shape[2]] += carried
             for position, tile in enumerate(group):
                 _add(strip, prediction, position, tile, with_scale)
                 if blur_radius_px is not None:
@@ -213,21 +216,31 @@ def run_tiled(
             done += len(group)
             if progress is not None:
                 progress(done, len(grid))
+        assert strip is not None
         # Rows that the next row of tiles still adds to are carried on.
         open_rows = 2 * down.fade_out_px
         closed = strip.shape[2] - open_rows
-        carried = strip[:, :, closed:].copy() if open_rows else None
+        carried = strip[:, :, closed:].clone() if open_rows else None
         rows = slice(down.keep_from, down.keep_from + closed)
         yield Band(rows, strip[0, :, :closed], strip[1, :, :closed] if with_scale else None)
 
 
-def _add(strip: Float32, prediction: Prediction, position: int, tile: Tile, with_scale: bool) -> None:
+def _stacked(tiles: list[Tensor]) -> Tensor:
+    return tiles[0][None] if len(tiles) == 1 else torch.stack(tiles)
+
+
+def _add(strip: Tensor, prediction: Prediction, position: int, tile: Tile, with_scale: bool) -> None:
     inner = (slice(None), *tile.inner)
-    weights = tile.down.weights()[:, None] * tile.across.weights()
     columns = slice(tile.across.keep_from, tile.across.keep_to)
-    strip[0, :, :, columns] += prediction.image[position][inner].float().cpu().numpy() * weights
+    parts = [prediction.image[position][inner].float()]
     if with_scale:
-        strip[1, :, :, columns] += prediction.log_scale[position][inner].float().exp().cpu().numpy() * weights
+        parts.append(prediction.log_scale[position][inner].float().exp())
+    if any((tile.down.fade_in_px, tile.down.fade_out_px, tile.across.fade_in_px, tile.across.fade_out_px)):
+        down, across = (torch.from_numpy(span.weights()).to(strip.device) for span in (tile.down, tile.across))
+        weights = down[:, None] * across
+        parts = [part * weights for part in parts]
+    for layer, part in zip(strip, parts, strict=True):
+        layer[:, :, columns] += part
 
 
 def _place(whole: Float32, part: Tensor, tile: Tile, stride: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
+from pretended import asked_of_accelerator, pretended_accelerator
 from refocus.errors import ConfigurationError, ModelUnfit, UnsupportedImage
 from refocus.model.checkpoint import ModelPackage, PackageConfig, bundled_names
 from refocus.model.inverse_filters import GAIN
@@ -216,3 +217,38 @@ def test_tiles_of_a_widely_blurred_image_agree() -> None:
     assert np.abs(whole - image).max() > 20 * grey_level
     assert np.abs(whole - tiled).max() < 0.5 * grey_level
     assert np.abs(whole - narrow).max() > grey_level
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float16", "float32"])
+@pytest.mark.parametrize("package", [CHANGING, COLOUR], ids=["grey", "colour"])
+def test_a_plane_held_on_its_device_is_restored_as_one_that_is_read(
+    dtype: str, package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = _image((150, 170), dtype)
+    read = restore(image, package, precision="fp32", tile_px=96, with_scale=True)
+    # What a CUDA device would hold.
+    held = lambda device, plane: torch.from_numpy(plane.astype(np.float32))  # noqa: E731
+    monkeypatch.setattr("refocus.model.restore.held_on", held)
+    there = restore(image, package, precision="fp32", tile_px=96, with_scale=True)
+    # The same sums in another order, before values are rounded to a type.
+    np.testing.assert_allclose(there.pixels.astype(float), read.pixels.astype(float), rtol=1e-6, atol=1e-4)
+    np.testing.assert_array_equal(there.scale, read.scale)
+    np.testing.assert_array_equal(there.blur_radius_px, read.blur_radius_px)
+
+
+def test_tiles_are_as_large_as_a_processor_takes_unless_told() -> None:
+    by_default, told = LoadedModel(IDENTITY, device="cpu"), LoadedModel(IDENTITY, device="cpu", tile_px=512)
+    assert (by_default.tile_px, by_default.pixels_per_batch) == (1024, 2_000_000)
+    assert (told.tile_px, told.pixels_per_batch) == (512, 2_000_000)
+
+
+@pytest.mark.parametrize("package", [CHANGING, COLOUR], ids=["grey", "colour"])
+def test_an_accelerator_is_sent_a_plane_once_and_waited_for_rarely(package: ModelPackage) -> None:
+    image = _image((300, 420))
+    plain = restore(image, package, device="cpu", precision="fp32", tile_px=1024)
+    with pretended_accelerator() as device:
+        model = LoadedModel(package, device=device, precision="fp32")
+        with asked_of_accelerator() as asked:
+            there = model.restore(image)
+    np.testing.assert_allclose(there.pixels.astype(int), plain.pixels.astype(int), atol=1)
+    assert asked.waits <= 25

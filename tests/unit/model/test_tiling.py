@@ -22,8 +22,8 @@ def _run(image: Float32, predict, grid: HaloGrid, **more) -> tuple[Float32, Floa
     result = np.full_like(image, np.nan)
     scale = np.full_like(image, np.nan) if more.get("with_scale") else None
 
-    def read(window: Window) -> Float32:
-        return image[(slice(None), *window)]
+    def read(window: Window) -> torch.Tensor:
+        return torch.from_numpy(image[(slice(None), *window)])
 
     for band in run_tiled(read, predict, grid, channels=image.shape[0], **more):
         result[:, band.rows] = band.image
