@@ -26,8 +26,9 @@ class ServingConfig(BaseModel):
         How often replicas look whether an alias has moved.
     device : {'auto', 'cpu', 'cuda'}
     precision : {'auto', 'fp32', 'bf16'}
-    tile_px, pixels_per_batch : int
-        See :class:`refocus.model.restore.LoadedModel`; tiles of several requests share a batch.
+    tile_px, pixels_per_batch : int or None
+        See :class:`refocus.model.restore.LoadedModel`, which chooses by the device where they are None; on an
+        accelerator tiles of several requests share a batch.
     concurrency : int
         Requests that one restorer replica works on at once; the rest wait in the queue.
     threads : int or None
@@ -53,8 +54,8 @@ class ServingConfig(BaseModel):
     poll_s: float = Field(default=5.0, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    tile_px: int = Field(default=1024, ge=128, le=8192)
-    pixels_per_batch: int = Field(default=4_000_000, ge=16_384)
+    tile_px: int | None = Field(default=None, ge=128, le=8192)
+    pixels_per_batch: int | None = Field(default=None, ge=16_384)
     concurrency: int = Field(default=4, ge=1, le=64)
     threads: int | None = Field(default=None, ge=1)
     pinned_versions: int = Field(default=2, ge=0, le=16)
