@@ -175,7 +175,7 @@ def beside(package: ModelPackage, side: int, repeats: int, device: str) -> Itera
     steps["of which looking for blanks"] = lambda: find_blanks(planes)
     gate = package.config.gate
     if gate is not None:
-        steps["and the gate, where it is asked"] = lambda: gate.judge(planes)
+        steps["and the gate, where it is asked"] = lambda: gate.judge(planes, device=device)
     for name, step in steps.items():
         times = []
         for _ in range(repeats + 1):

@@ -9,42 +9,31 @@ of any tile it was fitted on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy import ndimage
 
 from refocus.errors import InputError
 from refocus.io.grid import TileGrid
 from refocus.model.blanks import Blanks
-from refocus.model.consistency import noise_of
+from refocus.model.contrast import FEATURES, Contrast
+from refocus.model.memory import most_at_once
 from refocus.model.specimen import Specimen
 
 Image = npt.NDArray[Any]
 Reason = Literal["out_of_range", "unfamiliar", "no_structure", "saturated"]
 
-#: Octaves of the pyramid: the coarsest detail has periods of about 100 px, as a blur of 50 px leaves.
-_OCTAVES = 6
 #: Below the first, noise cannot be told from structure. Below the second, the coarsest octaves that the rule looks at
 #: have no room: of tiles of 64 px in focus nearly all were flagged, of 128 px none.
 _LEAST_PX_OF_STRUCTURE, _LEAST_PX_OF_SCALES = 64, 128
 #: Of a tile that is judged: of one with more, what would be judged is mostly made up.
 _MOST_BLANK = 0.5
-#: White noise of variance 1 leaves this much in an octave: sum of squares of (point - Gaussian of 1 px).
-_NOISE_GAIN = 1.0 - 2.0 / (2 * np.pi) + 1.0 / (4 * np.pi)
-#: Edges of the rings of the spectrum, in cycles per pixel.
-_RINGS = np.geomspace(0.006, 0.5, 13)
-FEATURES = (
-    *(f"octave_{n}" for n in range(_OCTAVES)),
-    "remainder",
-    *(f"ring_{n}" for n in range(len(_RINGS) - 1)),
-    "structure_over_noise",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +123,7 @@ class RangeGate(BaseModel):
         saturation_level: float | None = None,
         absorbing: bool = False,
         blanks: Blanks | None = None,
+        device: torch.device | str = "cpu",
     ) -> tuple[TileVerdict, ...]:
         """Judge an image tile by tile; the last row and column of tiles are moved inwards.
 
@@ -147,6 +137,8 @@ class RangeGate(BaseModel):
             The specimen takes light away: a white plateau is empty ground, and saturation is looked for in the dark.
         blanks : Blanks, optional
             Of the image, where they are known, as a `refocus.model.restore.Restoration` knows them.
+        device : torch.device or str
+            Where tiles are measured.
         """
         planes = np.asarray(image)
         planes = planes[None] if planes.ndim == 2 else planes
@@ -156,56 +148,47 @@ class RangeGate(BaseModel):
         planes, blank = specimen.everywhere()
         extreme = planes.min() if absorbing else planes.max()
         level = float(extreme if saturation_level is None else saturation_level)
+        windows = list(TileGrid.over(planes.shape[1], planes.shape[2], self.tile_px).windows())
+        device = torch.device(device)
+        at_once = most_at_once(windows[0].height_px * windows[0].width_px, device)
         verdicts = []
-        for window in TileGrid.over(planes.shape[1], planes.shape[2], self.tile_px).windows():
-            tile = planes[(slice(None), *window.slices)]
-            clipped = tile <= level if absorbing else tile >= level
-            place = window.y_px, window.x_px, window.height_px, window.width_px
-            empty = blank[window.slices].mean() > _MOST_BLANK
-            verdicts.append(TileVerdict(*place, ("no_structure",) if empty else self._reasons(tile, clipped)))
+        for some in (windows[first : first + at_once] for first in range(0, len(windows), at_once)):
+            tiles = [planes[(slice(None), *window.slices)] for window in some]
+            unfit = self._unfit(tiles, device)
+            for window, tile, beyond in zip(some, tiles, unfit, strict=True):
+                place = window.y_px, window.x_px, window.height_px, window.width_px
+                clipped = tile <= level if absorbing else tile >= level
+                saturated = float(clipped.any(0).mean()) >= self.saturated_share
+                empty = blank[window.slices].mean() > _MOST_BLANK
+                known: tuple[Reason, ...] = ("saturated",) if saturated else ()
+                verdicts.append(TileVerdict(*place, ("no_structure",) if empty else (*known, *beyond)))
         return tuple(verdicts)
 
-    def flagged_share(
-        self,
-        image: Image,
-        *,
-        saturation_level: float | None = None,
-        absorbing: bool = False,
-        blanks: Blanks | None = None,
-    ) -> float:
-        """Return the share of tiles on which the gate abstains; see :meth:`judge`."""
-        verdicts = self.judge(image, saturation_level=saturation_level, absorbing=absorbing, blanks=blanks)
-        return float(np.mean([v.flagged for v in verdicts]))
-
-    def _reasons(self, tile: Image, clipped: Image) -> tuple[Reason, ...]:
-        reasons: list[Reason] = []
-        if float(clipped.any(0).mean()) >= self.saturated_share:
-            reasons.append("saturated")
-        grey = tile.mean(0, dtype=np.float64)
-        if min(grey.shape) < _LEAST_PX_OF_STRUCTURE:
-            return tuple(reasons)
-        octaves = _Octaves.of(grey)
-        if octaves.excess(grey.size) < self.least_structure:
-            return (*reasons, "no_structure")
-        if min(grey.shape) < _LEAST_PX_OF_SCALES:
-            return tuple(reasons)
-        standard = (_features(grey, octaves) - np.array(self.centre)) / np.array(self.spread)
-        if float(expand(standard) @ np.array(self.weights)) > self.threshold:
-            reasons.append("out_of_range")
+    def _unfit(self, tiles: Sequence[Image], device: torch.device) -> list[tuple[Reason, ...]]:
+        """What speaks against tiles [C, Y, X] of one size by how their contrast is spread over scales."""
+        size = min(tiles[0].shape[1:])
+        if size < _LEAST_PX_OF_STRUCTURE:
+            return [()] * len(tiles)
+        grey = np.stack([t[0] if len(t) == 1 else t.mean(0, dtype=np.float64) for t in tiles])
+        contrast = Contrast.of(torch.from_numpy(grey.astype(np.float64, copy=False)).to(device))
+        nothing = contrast.excess() < self.least_structure
+        if size < _LEAST_PX_OF_SCALES:
+            return [("no_structure",) if none else () for none in nothing]
+        standard = (contrast.features() - np.array(self.centre)) / np.array(self.spread)
         precision = np.array(self.precision).reshape(len(FEATURES), -1)
-        if float(standard @ precision @ standard) > self.largest_distance:
-            reasons.append("unfamiliar")
-        return tuple(reasons)
+        far = expand(standard) @ np.array(self.weights) > self.threshold
+        strange = np.einsum("ni,ij,nj->n", standard, precision, standard) > self.largest_distance
+        found: list[tuple[Reason, ...]] = []
+        for no_structure, out_of_range, unfamiliar in zip(nothing, far, strange, strict=True):
+            reasons: list[Reason] = ["out_of_range"] if out_of_range else []
+            reasons += ["unfamiliar"] if unfamiliar else []
+            found.append(("no_structure",) if no_structure else tuple(reasons))
+        return found
 
 
-def features_of(tile: Image) -> npt.NDArray[np.float64]:
-    """How the contrast of a grey tile [Y, X] is spread over scales: log10 of each share, freed of white noise.
-
-    Octaves of a pyramid see where contrast is strong, rings of the spectrum see the dark rings of the defocus. The
-    last number is log10 of variance over noise variance. None depends on the unit of intensity.
-    """
-    tile = np.asarray(tile, np.float64)
-    return _features(tile, _Octaves.of(tile))
+def flagged_share(verdicts: Iterable[TileVerdict]) -> float:
+    """Share of the tiles of an image on which a gate abstains."""
+    return float(np.mean([verdict.flagged for verdict in verdicts]))
 
 
 def expand(standard: Image) -> Image:
@@ -213,70 +196,6 @@ def expand(standard: Image) -> Image:
     i, j = np.triu_indices(standard.shape[-1])
     one = np.ones((*standard.shape[:-1], 1))
     return np.concatenate([standard, standard[..., i] * standard[..., j], one], axis=-1)
-
-
-def _features(tile: Image, octaves: _Octaves) -> npt.NDArray[np.float64]:
-    energy, noise = octaves.energy, octaves.noise
-    total = max(float(energy.sum()), 1e-30)
-    # A share below its noise by far cannot be known better than this.
-    share = np.maximum(energy - noise, 0.02 * noise + 1e-6 * total) / total
-    ratio = max(total - float(noise.sum()), 1e-3 * float(noise.sum()) + 1e-12 * total) / max(noise.sum(), 1e-9 * total)
-    return np.concatenate([np.log10(share), _rings(tile, octaves.noise_variance), [np.log10(ratio)]])
-
-
-@dataclass(frozen=True, slots=True)
-class _Octaves:
-    """Energy of each octave of a tile and of what remains, and what white noise contributes to each."""
-
-    noise_variance: float
-    energy: Image
-    noise: Image
-
-    @classmethod
-    def of(cls, tile: Image) -> _Octaves:
-        noise_variance = variance = noise_of(tile) ** 2
-        energy, noise = [], []
-        level = tile - tile.mean()
-        for _ in range(_OCTAVES):
-            detail = level - ndimage.gaussian_filter(level, 1.0, mode="reflect")
-            energy.append(float(np.mean(detail**2)))
-            noise.append(variance * _NOISE_GAIN)
-            y, x = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
-            level = level[:y, :x].reshape(y // 2, 2, x // 2, 2).mean((1, 3))
-            variance /= 4.0
-        energy.append(float(level.var()))
-        noise.append(variance)
-        return cls(noise_variance, np.array(energy), np.array(noise))
-
-    def excess(self, pixels: int) -> float:
-        """Largest excess of an octave over white noise, in standard deviations of what noise alone would give.
-
-        The noise is known to about 2%, which bounds how faint a structure can be told from it.
-        """
-        independent = pixels / 4.0 ** np.arange(len(self.energy))
-        uncertain = self.noise * np.sqrt(2.0 / np.maximum(independent, 1.0) + 0.02**2)
-        return float(np.max((self.energy - self.noise) / np.maximum(uncertain, 1e-30)))
-
-
-def _rings(tile: Image, noise: float) -> Image:
-    """Log10 of the share of each ring of the power spectrum, in energy per octave of frequency."""
-    taper, ring, inside, count = _ring_grid(*tile.shape)
-    power = np.abs(np.fft.rfft2((tile - tile.mean()) * taper)) ** 2 / np.sum(taper**2)
-    mean = np.bincount(ring, power[inside], minlength=len(_RINGS) - 1) / count
-    signal = np.maximum(mean - noise, noise * np.maximum(0.01, 1.0 / np.sqrt(count)))
-    share = signal * _RINGS[1:] * _RINGS[:-1]
-    return np.log10(share / max(float(share.sum()), 1e-30) + 1e-6)
-
-
-@lru_cache(maxsize=4)
-def _ring_grid(height_px: int, width_px: int) -> tuple[Image, Image, Image, Image]:
-    """Taper, and which ring each frequency of an ``rfft2`` belongs to: the same for all tiles of a shape."""
-    taper = np.hanning(height_px + 2)[1:-1, None] * np.hanning(width_px + 2)[1:-1]
-    frequency = np.hypot(np.fft.fftfreq(height_px)[:, None], np.fft.rfftfreq(width_px))
-    ring = np.searchsorted(_RINGS, frequency) - 1
-    inside = (ring >= 0) & (ring < len(_RINGS) - 1)
-    count = np.maximum(np.bincount(ring[inside], minlength=len(_RINGS) - 1), 1)
-    return taper, ring[inside], inside, count
 
 
 def fit_gate(
@@ -296,7 +215,7 @@ def fit_gate(
     Parameters
     ----------
     in_range, beyond : ndarray, shape [N, F]
-        Rows of :func:`features_of`.
+        Rows of :meth:`refocus.model.contrast.Contrast.features`.
     largest_blur_px : float
         Where the range ends.
     false_alarms : float

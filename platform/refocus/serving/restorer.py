@@ -215,7 +215,12 @@ def _reports(
         verdicts = {}
         if gate is not None:
             channels_first = np.moveaxis(plane, -1, 0) if plane.ndim == 3 else plane
-            judged = gate.judge(channels_first, absorbing=served.package.config.absorbing, blanks=known[number])
+            judged = gate.judge(
+                channels_first,
+                absorbing=served.package.config.absorbing,
+                blanks=known[number],
+                device=served.runner.device,
+            )
             verdicts = {(v.y_px, v.x_px, v.height_px, v.width_px): v.reasons for v in judged}
         places = verdicts or _places(plane.shape[0], plane.shape[1])
         for y, x, height, width in places:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from refocus.model.abstain import flagged_share
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.consistency import check_consistency
 from refocus.model.evaluation import SeamCheck
@@ -56,7 +57,7 @@ def network_method(
         if check:
             residual = check_consistency(image, pixels, blur, blanks=blanks).noise_ratio
         if check and gate is not None:
-            flagged = gate.flagged_share(image, absorbing=absorbing, blanks=blanks)
+            flagged = flagged_share(gate.judge(image, absorbing=absorbing, blanks=blanks, device=model.device))
         return Restored(
             pixels=pixels,
             half_width=np.moveaxis(half, -1, 0) if colour else half,

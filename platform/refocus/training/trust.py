@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from refocus.model.abstain import RangeGate, features_of, fit_gate
+from refocus.model.abstain import RangeGate, fit_gate, flagged_share
 from refocus.model.calibration import CalibrationSample, enlarged, fit_calibration
 from refocus.model.checkpoint import ModelPackage
+from refocus.model.contrast import features_of
 from refocus.model.restore import LoadedModel, Restoration
 from refocus.model.restraint import ChangeSample, Restraint, fit_restraint
 from refocus.optics.settings import STANDARD_SYSTEM, OpticalSystem
@@ -269,7 +270,7 @@ def operating_point(
     for scene in scenes_of(images, settings):
         step = round(scene.blur_radius_px / gate.largest_blur_px, 2)
         absorbing = scene.modality == "brightfield"
-        found.setdefault(step, []).append(gate.flagged_share(scene.image, absorbing=absorbing))
+        found.setdefault(step, []).append(flagged_share(gate.judge(scene.image, absorbing=absorbing)))
     return OperatingPoint(system, {step: float(np.mean(shares)) for step, shares in sorted(found.items())})
 
 
