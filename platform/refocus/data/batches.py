@@ -6,6 +6,7 @@ the order of shards or the neighbours in its batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,6 +57,13 @@ class TileBatch:
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields by name, as Ray Data carries them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def joined(cls, batches: Sequence[TileBatch]) -> TileBatch:
+        """Return several batches of one window size as one, row after row."""
+        if len(batches) == 1:
+            return batches[0]
+        return cls(**{f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(cls)})
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

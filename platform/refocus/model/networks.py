@@ -251,19 +251,26 @@ class _UNet(nn.Module):
         self.middle = nn.Sequential(*[block(widths[-1]) for _ in range(config.middle_blocks)])
         self.heads = _Heads(config)
 
-    def forward(self, given: Tensor) -> Prediction:
+    def forward(self, given: Tensor, undone: tuple[Tensor, ...] = ()) -> Prediction:
         padded, blur = given[:, : self.config.channels], given[:, self.config.channels :]
         if not self.config.guided:
-            return self._refocused(self.evidence(padded, blur), blur)
+            return self._refocused(_Evidence(padded, undone or self.undone(padded, blur)), blur)
         if not self.training and bool((padded == padded[:, :1]).all()):
             # A grey image, repeated: one of them says it all.
-            padded = padded[:, :1]
-        own, mean = self.evidence(padded, blur), self.evidence(padded.mean(1, keepdim=True), blur)
+            padded, undone = padded[:, :1], ()
+        undone = undone or self.undone(padded, blur)
+        half = len(undone) // 2
+        own, mean = _Evidence(padded, undone[:half]), _Evidence(padded.mean(1, keepdim=True), undone[half:])
         # One after the other, so that colours take no more memory than grey.
         answers = [self._refocused(own.channel(number), blur, mean) for number in range(padded.shape[1])]
         image, log_scale, radius = (torch.cat(parts, 1) for parts in zip(*answers, strict=True))
         size = (-1, self.config.channels, -1, -1)
         return Prediction(image.expand(size), log_scale.expand(size), radius.mean(1, keepdim=True))
+
+    def undone(self, image: Tensor, blur: Tensor) -> tuple[Tensor, ...]:
+        """What undoing their blur would change in images, and where colours are guided in the mean of all."""
+        own = self.evidence(image, blur).proposed
+        return (*own, *self.evidence(image.mean(1, keepdim=True), blur).proposed) if self.config.guided else own
 
     def evidence(self, image: Tensor, blur: Tensor) -> _Evidence:
         """Images and what undoing their blur would change."""
@@ -390,7 +397,7 @@ class RefocusNetwork(nn.Module):
         self.config = config
         self.trunk: nn.Module = _DeepR(config) if config.architecture == "deep_r" else _UNet(config)
 
-    def forward(self, x: Tensor) -> Prediction:
+    def forward(self, x: Tensor, undone: tuple[Tensor, ...] = ()) -> Prediction:
         """Bring normalised images into focus.
 
         Parameters
@@ -399,6 +406,8 @@ class RefocusNetwork(nn.Module):
             Networks that see it take geometric blur radius and profile as two last planes
             (:meth:`refocus.model.blur_estimate.BlurEstimate.over`); where those are missing they are estimated from
             `x` itself, once for each image of the batch.
+        undone : tuple of Tensor
+            What :meth:`undone` said of `x` with its blur, or of more images at once; found here where not given.
 
         Returns
         -------
@@ -409,7 +418,8 @@ class RefocusNetwork(nn.Module):
         height, width = x.shape[-2:]
         if self.config.sees_blur and x.shape[1] == self.config.channels:
             x = with_blur(x, fitting_blur(x))
-        prediction: Prediction = self.trunk(pad_to_multiple(x, self.config.stride_px))
+        padded = pad_to_multiple(x, self.config.stride_px)
+        prediction: Prediction = self.trunk(padded, undone) if undone else self.trunk(padded)
         if (height, width) == prediction.image.shape[-2:]:
             return prediction
         return Prediction(
@@ -417,6 +427,28 @@ class RefocusNetwork(nn.Module):
             prediction.log_scale[..., :height, :width],
             prediction.blur_radius_px,
         )
+
+    @torch.no_grad()
+    def undone(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What undoing the blur would change in images, for `forward`: no weight has a part in it.
+
+        Rows belong to images, so that many can be made at once and seen in several batches.
+
+        Parameters
+        ----------
+        x : Tensor, float, shape [B, C + 2, H, W]
+            Normalised images and their blur.
+
+        Returns
+        -------
+        tuple of Tensor
+            With B rows each; none where the network sees no blur.
+        """
+        if not self.config.sees_blur:
+            return ()
+        assert isinstance(self.trunk, _UNet)
+        given = pad_to_multiple(x, self.config.stride_px)
+        return self.trunk.undone(given[:, : self.config.channels], given[:, self.config.channels :])
 
     def proposals(self, x: Tensor) -> list[Tensor]:
         """Return what undoing the blur makes of images by itself, of which the network chooses.

@@ -70,6 +70,9 @@ class TrainingConfig(BaseModel):
         Standard deviation of the logarithm of what shines, or of what absorbs, drawn log-uniformly.
     batch_size : int
         Samples a step, over all workers together.
+    batches_at_once : int
+        Batches whose pairs are formed together on an accelerator, and what undoes their blur: it waits for each of
+        thousands of operations, however many samples they are for. On the CPU they come one by one.
     steps : int
         Optimizer steps of the whole run.
     learning_rate, warmup_steps, final_learning_rate_share
@@ -108,6 +111,7 @@ class TrainingConfig(BaseModel):
     grain_share: Share = 0.0
     grain: tuple[PositiveFloat, PositiveFloat] = USUAL_STRENGTH
     batch_size: PositiveInt = 8
+    batches_at_once: PositiveInt = 4
     steps: PositiveInt = 20000
     learning_rate: PositiveFloat = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 300

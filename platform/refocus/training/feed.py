@@ -79,7 +79,7 @@ class Feed:
         self._tiles = tiles
 
     def batches(self, position: PassPosition) -> Iterator[TileBatch]:
-        """Yield what the pass still owes, noting in `position` what this rank takes."""
+        """Yield what the pass still owes as of `position`."""
         had = int(self._shared(len(position.had)))
         if self._tiles - had < self._batch_size * self._world_size:
             return
@@ -93,9 +93,7 @@ class Feed:
             local_shuffle_buffer_size=self._batch_size * _SHUFFLE_BATCHES,
             local_shuffle_seed=self._config.seed + position.number,
         ):
-            batch = TileBatch(**tensors)
-            position.add(batch)
-            yield batch
+            yield TileBatch(**tensors)
 
     def _rest(self, position: PassPosition) -> ray.data.DataIterator:
         # What Ray Train splits is fixed before workers start; what is left of a pass is known only here.

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -120,6 +121,8 @@ class Trainer:
 
     Attributes
     ----------
+    batches_at_once : int
+        Batches whose pairs are formed together: those of the recipe on an accelerator, one on the CPU.
     samples_seen : int
         Of all ranks together, which take batches of one size; ranks of another number may have seen the first of them.
 
@@ -144,6 +147,7 @@ class Trainer:
         self._bf16 = config.precision == "bf16" and (self.device.type == "cpu" or has_native_bf16(self.device))
         self.world_size = world_size
         self.local_batch_size = max(1, config.batch_size // world_size)
+        self.batches_at_once = 1 if self.device.type == "cpu" else config.batches_at_once
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             built = network if network is not None else initial_network(config)
@@ -172,7 +176,13 @@ class Trainer:
         """Whether all steps of the recipe are done."""
         return self.step >= self.config.steps
 
-    def run(self, batches: Iterable[TileBatch], *, until_step: int | None = None) -> Iterator[StepMetrics]:
+    def run(
+        self,
+        batches: Iterable[TileBatch],
+        *,
+        until_step: int | None = None,
+        trained: Callable[[TileBatch], None] | None = None,
+    ) -> Iterator[StepMetrics]:
         """Train on `batches`, one optimizer step each, and yield what happened after each.
 
         A batch whose gradient is not finite is left out and counted in `batches_left_out`: one damaged tile must not
@@ -181,9 +191,11 @@ class Trainer:
         Parameters
         ----------
         batches : iterable of TileBatch
-            On any device.
+            On any device. Some may be taken before their turn, never more than there are steps left.
         until_step : int, optional
             Stop when this many steps have been done; `config.steps` is always the end.
+        trained : callable, optional
+            Told each batch once it has been trained on or left out.
 
         Yields
         ------
@@ -196,31 +208,49 @@ class Trainer:
             before the first of them.
         """
         end = min(self.config.steps, until_step if until_step is not None else self.config.steps)
-        if self.step >= end:
-            return
-        waiting_since = time.perf_counter()
-        for batch in batches:
-            got = time.perf_counter()
-            try:
-                metrics = self.train_step(batch, data_wait_s=got - waiting_since)
-            except NonFiniteLoss:
-                self.batches_left_out += 1
-                self._left_out_in_a_row += 1
-                if self._left_out_in_a_row >= PATIENCE_WITH_BATCHES:
-                    raise
-                waiting_since = time.perf_counter()
-                continue
-            self._left_out_in_a_row = 0
-            yield metrics
-            if self.step >= end:
-                return
+        source = iter(batches)
+        while self.step < end:
             waiting_since = time.perf_counter()
+            group = list(islice(source, min(self.batches_at_once, end - self.step)))
+            if not group:
+                return
+            waited_s = (time.perf_counter() - waiting_since) / len(group)
+            for batch, pairs, formed_s in self._formed(group):
+                try:
+                    metrics = self._step(batch, pairs, waited_s, formed_s)
+                except NonFiniteLoss:
+                    self.batches_left_out += 1
+                    self._left_out_in_a_row += 1
+                    if self._left_out_in_a_row >= PATIENCE_WITH_BATCHES:
+                        raise
+                    metrics = None
+                if trained is not None:
+                    trained(batch)
+                if metrics is not None:
+                    self._left_out_in_a_row = 0
+                    yield metrics
 
     def train_step(self, batch: TileBatch, *, data_wait_s: float = 0.0) -> StepMetrics:
         """Take one optimizer step (two where the recipe is adversarial) on one batch."""
+        ((_, pairs, formed_s),) = self._formed([batch])
+        return self._step(batch, pairs, data_wait_s, formed_s)
+
+    def _formed(self, group: list[TileBatch]) -> Iterator[tuple[TileBatch, Pairs, float]]:
+        """Each batch with its pairs, all formed at once, and its share of the seconds that this took."""
         started = time.perf_counter()
-        pairs = self.pairs(batch)
-        formed = time.perf_counter()
+        pairs = self.pairs(TileBatch.joined(group))
+        if len(group) > 1 and pairs.estimated_blur is not None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+                undone = unwrapped(self.network).undone(with_blur(pairs.image, pairs.estimated_blur))
+            pairs = replace(pairs, undone=undone)
+        each_s = (time.perf_counter() - started) / len(group)
+        first = 0
+        for batch in group:
+            yield batch, pairs.rows(first, first + len(batch)), each_s
+            first += len(batch)
+
+    def _step(self, batch: TileBatch, pairs: Pairs, waited_s: float, formed_s: float) -> StepMetrics:
+        started = time.perf_counter()
         rate = self.config.learning_rate * self.config.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -253,9 +283,9 @@ class Trainer:
             samples=len(batch),
             gradient_norm=gradient_norm,
             learning_rate=rate,
-            data_wait_s=data_wait_s,
-            pairs_s=formed - started,
-            step_s=time.perf_counter() - formed,
+            data_wait_s=waited_s,
+            pairs_s=formed_s,
+            step_s=time.perf_counter() - started,
         )
 
     @torch.no_grad()
@@ -352,7 +382,7 @@ class Trainer:
         image = pairs.image if blur is None else with_blur(pairs.image, blur)
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            return network(image)
+            return network(image, pairs.undone) if pairs.undone else network(image)
 
     def _loss(
         self, prediction: Prediction, pairs: Pairs, *, adversarial: bool = True

@@ -27,6 +27,8 @@ _OPTICS_SHARE, _RADIUS_SHARE = 0.6, 0.35
 #: Relative error of a told radius, as large as estimates have on whole images.
 _ESTIMATE_ERROR = 0.03
 _UNKNOWN = -1
+#: Numbers whose quantiles torch finds together; it refuses a few more.
+_MOST_FOR_QUANTILES = 2**23
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +44,26 @@ class Pairs:
     estimated_blur : Tensor, shape [B, 2], or None
         Radius and profile as the image's spectrum tells them (:mod:`refocus.model.blur_estimate`), for networks that
         see them.
+    undone : tuple of Tensor
+        What undoing that blur would change (:meth:`refocus.model.networks.RefocusNetwork.undone`), where it is known.
     """
 
     image: Tensor
     target: Tensor
     blur_radius_px: Tensor
     estimated_blur: Tensor | None = None
+    undone: tuple[Tensor, ...] = ()
 
     def row(self, number: int) -> Pairs:
         """One pair as a batch of one."""
-        one = slice(number, number + 1)
-        blur = None if self.estimated_blur is None else self.estimated_blur[one]
-        return Pairs(self.image[one], self.target[one], self.blur_radius_px[one], blur)
+        return self.rows(number, number + 1)
+
+    def rows(self, first: int, last: int) -> Pairs:
+        """Some of the pairs, up to the last one and without it."""
+        some = slice(first, last)
+        blur = None if self.estimated_blur is None else self.estimated_blur[some]
+        undone = tuple(part[some] for part in self.undone)
+        return Pairs(self.image[some], self.target[some], self.blur_radius_px[some], blur, undone)
 
 
 class PairMaker:
@@ -211,8 +221,10 @@ class PairMaker:
         if self.config.absorbing:
             image, target = 1.0 - image, 1.0 - target
         flat = image.flatten(1)
-        low = torch.quantile(flat, 0.01, dim=1)
-        span = (torch.quantile(flat, 0.998, dim=1) - low).clamp_min(0.02)
+        quantiles = torch.tensor((0.01, 0.998), device=image.device)
+        parts = torch.split(flat, max(1, _MOST_FOR_QUANTILES // flat.shape[1]))
+        low, high = torch.cat([torch.quantile(part, quantiles, dim=1) for part in parts], 1)
+        span = (high - low).clamp_min(0.02)
         if self.augment:
             share = draws[:, 3]
             spread = torch.special.ndtri(draws[:, 4].clamp(0.02, 0.98)) * self.config.renormalise_jitter

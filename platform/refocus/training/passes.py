@@ -36,7 +36,7 @@ class PassPosition:
         self._new: list[Tensor] = []
 
     def add(self, batch: TileBatch) -> None:
-        """Note the tiles of a batch that this rank is about to train on."""
+        """Note the tiles of a batch that this rank has trained on."""
         self._new.append(batch.index.cpu())
 
     def gather(self, *, rank: int, world_size: int, device: torch.device) -> None:

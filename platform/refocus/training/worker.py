@@ -134,7 +134,7 @@ class _Worker:
         self.meter.restart()
         last_line = 0.0
         while not trainer.finished:
-            for step in trainer.run(feed.batches(self.position)):
+            for step in trainer.run(feed.batches(self.position), trained=self.position.add):
                 self.meter.add(step)
                 if time.monotonic() - last_line > _LINE_INTERVAL_S:
                     last_line = time.monotonic()

@@ -159,6 +159,17 @@ def test_configs_that_cannot_be_built_are_refused(fields: dict[str, object]) -> 
         NetworkConfig.model_validate(fields)
 
 
+@pytest.mark.parametrize("config", ALL, ids=str)
+def test_what_undoing_gives_may_be_found_beforehand_for_more_images_at_once(config: NetworkConfig) -> None:
+    network, images = _stirred(config), torch.rand(3, config.channels, 70, 54)
+    given = with_blur(images, torch.tensor([[5.0, 0.0], [9.0, 0.0], [3.0, 0.0]])) if config.sees_blur else images
+    undone = network.undone(given)
+    assert bool(undone) == config.sees_blur
+    some = network(given[1:], tuple(part[1:] for part in undone))
+    for found, wanted in zip(some, network(given[1:]), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_what_is_proposed_is_the_image_itself_where_nothing_is_blurred_and_nothing_where_no_blur_is_seen() -> None:
     config = tiny(noise_levels=((1e-3, 10.0), (1e-2, 10.0)), deconvolution=True)
     image = torch.rand(1, 1, 50, 70)

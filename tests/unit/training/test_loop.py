@@ -21,6 +21,7 @@ from refocus.training.loop import Trainer, ValidationSums
 from refocus.training.state import load_state, save_state
 
 TINY = NetworkConfig(widths=(8, 12), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)
+UNDOING = {"noise_levels": ((2e-3, 40.0),), "deconvolution": True}
 
 
 def recipe(**more: Any) -> TrainingConfig:
@@ -71,6 +72,32 @@ def test_a_run_takes_its_steps_and_no_more() -> None:
     assert steps == [1, 2, 3, 4, 5, 6]
     assert trainer.finished
     assert trainer.samples_seen == 24
+
+
+@pytest.mark.parametrize(
+    "network",
+    [TINY, TINY.model_copy(update=UNDOING), TINY.model_copy(update=UNDOING | {"channels": 3, "guided": True})],
+    ids=["sees no blur", "undoes the blur", "guided colours"],
+)
+def test_batches_formed_together_are_learnt_from_as_one_by_one(network: NetworkConfig) -> None:
+    one_by_one, together = Trainer(recipe(network=network)), Trainer(recipe(network=network))
+    together.batches_at_once = 3
+    given = [batch(number, channels=network.channels) for number in range(5)]
+    losses = [step.loss for step in one_by_one.run(given)]
+    assert [step.loss for step in together.run(given)] == pytest.approx(losses, rel=1e-3)
+    torch.testing.assert_close(weights(together), weights(one_by_one), rtol=1e-2, atol=1e-4)
+
+
+def test_each_batch_is_told_once_it_had_its_turn_and_none_is_taken_beyond_the_last_step() -> None:
+    damaged = batch(1)
+    damaged.target[1, 0, 30, 30] = float("nan")
+    left = iter([batch(0), damaged, *batches(2, 6)])
+    trainer, told = Trainer(recipe(steps=4)), list[int]()
+    trainer.batches_at_once = 3
+    after = [list(told) for _ in trainer.run(left, trained=lambda done: told.append(int(done.index[0]) // 1000))]
+    assert after == [[0], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
+    assert trainer.batches_left_out == 1
+    assert int(next(left).index[0]) == 5000
 
 
 def test_samples_are_counted_over_all_ranks_whatever_their_number_was_before() -> None:

@@ -68,7 +68,8 @@ def _batch(config: TrainingConfig, number: int = 0) -> TileBatch:
 def test_a_run_trains_validates_and_resumes_in_the_devices_own_memory(config: TrainingConfig, tmp_path: Path) -> None:
     with pretended_accelerator() as device:
         first, second = Trainer(config, device=device), Trainer(config, device=device)
-        list(first.run([_batch(config, 0)]))
+        # Formed together.
+        list(first.run([_batch(config, 0), _batch(config, 3)]))
         assert all(p.device == device and p.grad is not None for p in first.network.parameters())
         measured = first.validate([_batch(config, 1)]).means()
         before, _, _ = first.examples(_batch(config, 1))
@@ -77,7 +78,7 @@ def test_a_run_trains_validates_and_resumes_in_the_devices_own_memory(config: Tr
         second.load_state_dict(load_state(tmp_path))
         assert second.validate([_batch(config, 1)]).means() == measured
         list(second.run([_batch(config, 2)]))
-        assert second.step == 2
+        assert second.step == 3
 
 
 @pytest.mark.parametrize("native", [True, False])
