@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refocus.training.loop import StepMetrics
+from refocus.training.outcomes import StepMetrics
 
 
 @dataclass(slots=True)

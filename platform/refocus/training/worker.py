@@ -35,7 +35,8 @@ from refocus.training.events import side_by_side, write_events
 from refocus.training.feed import Feed
 from refocus.training.gauges import RunGauges
 from refocus.training.kept_tiles import KeptTiles
-from refocus.training.loop import StepMetrics, Trainer, ValidationSums
+from refocus.training.loop import Trainer
+from refocus.training.outcomes import StepMetrics, ValidationSums
 from refocus.training.package import package_of
 from refocus.training.passes import PassPosition
 from refocus.training.progress import Interval, Meter, progress_line

@@ -17,7 +17,8 @@ from refocus.model.checkpoint import ModelPackage, PackageConfig
 from refocus.model.networks import NetworkConfig, build_network
 from refocus.optics.random_defocus import OpticsRange
 from refocus.training.config import DiscriminatorConfig, LossWeights, TrainingConfig
-from refocus.training.loop import Trainer, ValidationSums
+from refocus.training.loop import Trainer
+from refocus.training.outcomes import ValidationSums
 from refocus.training.state import load_state, save_state
 
 TINY = NetworkConfig(widths=(8, 12), encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=1)

@@ -1,6 +1,6 @@
 import pytest
 
-from refocus.training.loop import StepMetrics
+from refocus.training.outcomes import StepMetrics
 from refocus.training.progress import Interval, Meter, progress_line
 
 
