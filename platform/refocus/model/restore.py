@@ -17,6 +17,7 @@ from refocus.model.blanks import Blanks
 from refocus.model.blur_estimate import BlurEstimate, estimate_blur
 from refocus.model.checkpoint import ModelPackage
 from refocus.model.finishing import balance_factor, balanced, undone
+from refocus.model.memory import batch_pixels_for, tile_px_for
 from refocus.model.networks import Prediction
 from refocus.model.normalisation import Normalisation, estimate
 from refocus.model.seen import SeenPlane, fetched, held_on
@@ -33,10 +34,6 @@ Progress = Callable[[int, int], None]
 _BLOCK_PIXELS = 100_000
 #: What deconvolution says at a place depends on what lies this many blur radii away; see docs/networks.md.
 _HALO_RADII = 10.0
-#: Side of a tile, and pixels that run together: what a processor's memory takes, and an accelerator's. There halos
-#: cost the less the larger tiles are, and a launch as much for a small one.
-_TILE_PX, _ACCELERATOR_TILE_PX = 1024, 4096
-_BATCH_PIXELS, _ACCELERATOR_BATCH_PIXELS = 2_000_000, 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +84,8 @@ class LoadedModel:
     precision : {'auto', 'fp32', 'bf16'}
         ``'auto'`` takes bf16 where the device computes it natively. Images, sums and the residual stay in float32.
     tile_px, pixels_per_batch : int, optional
-        See :mod:`refocus.model.tiling`. Where not given, 1024 px and 2 million pixels on the CPU, 4096 px and 20
-        million on accelerators.
+        See :mod:`refocus.model.tiling`. Where not given, 1024 px and 2 million pixels on the CPU; on CUDA devices what
+        their memory has room for, up to 4096 px and 20 million.
     halo_px : int, optional
         See :mod:`refocus.model.tiling`. Where the halo is not given, it is the package's own, at least 64 px, and wider
         where the image is blurred widely.
@@ -116,10 +113,9 @@ class LoadedModel:
         self.package = package
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = precision if precision != "auto" else ("bf16" if has_native_bf16(self.device) else "fp32")
-        on_cpu = self.device.type == "cpu"
-        self.tile_px = tile_px or (_TILE_PX if on_cpu else _ACCELERATOR_TILE_PX)
+        self.tile_px = tile_px or tile_px_for(self.device, package.config.channels)
         self._halo_px = halo_px
-        self.pixels_per_batch = pixels_per_batch or (_BATCH_PIXELS if on_cpu else _ACCELERATOR_BATCH_PIXELS)
+        self.pixels_per_batch = pixels_per_batch or batch_pixels_for(self.device, package.config.channels)
         self.network = package.network(self.device)
 
     @torch.inference_mode()
