@@ -170,7 +170,7 @@ class RangeGate(BaseModel):
         if size < _LEAST_PX_OF_STRUCTURE:
             return [()] * len(tiles)
         grey = np.stack([t[0] if len(t) == 1 else t.mean(0, dtype=np.float64) for t in tiles])
-        contrast = Contrast.of(torch.from_numpy(grey.astype(np.float64, copy=False)).to(device))
+        contrast = Contrast.of(grey, device)
         nothing = contrast.excess() < self.least_structure
         if size < _LEAST_PX_OF_SCALES:
             return [("no_structure",) if none else () for none in nothing]

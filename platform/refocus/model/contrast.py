@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refocus.model.seen import is_single, sent_to
+
 Values = npt.NDArray[Any]
 
 #: Octaves of the pyramid: the coarsest detail has periods of about 100 px, as a blur of 50 px leaves.
@@ -61,25 +63,29 @@ class Contrast:
     ring_bins: Values
 
     @classmethod
-    def of(cls, tiles: Tensor) -> Contrast:
-        """Measure grey tiles [B, Y, X] of any unit, double precision for what their offsets leave of it."""
-        centred = (tiles.double() - tiles.double().mean((1, 2), keepdim=True)).float()
-        noise_variance = (_median(_bent(centred).abs_().flatten(1)).double() / (0.6745 * 6.0)).square()
+    def of(cls, tiles: Values, device: torch.device | str = "cpu") -> Contrast:
+        """Measure grey tiles [B, Y, X] of any numeric type and unit, on a device."""
+        if not is_single(tiles.dtype):
+            # What single precision would round: an offset far above the contrast.
+            tiles = (tiles - tiles.mean((1, 2), keepdims=True, dtype=np.float64)).astype(np.float32)
+        values = sent_to(torch.device(device), tiles).float()
+        centred = values - values.mean((1, 2), keepdim=True)
+        noise_variance = _median(_bent(centred).abs_().flatten(1)).cpu().double().numpy() / (0.6745 * 6.0)
+        noise_variance = np.square(noise_variance)
         level, energy = centred, []
         for _ in range(_OCTAVES):
             energy.append((level - _smoothed(level)).square().mean((1, 2)))
             level = F.avg_pool2d(level[:, None], 2)[:, 0]
         energy.append(level.var((1, 2), correction=0))
-        taper, members, bins = _rings_of(tiles.shape[1], tiles.shape[2], tiles.device)
+        taper, members, bins = _rings_of(tiles.shape[1], tiles.shape[2], centred.device)
         power = torch.view_as_real(torch.fft.rfft2(centred * taper)).square_().sum(-1) / taper.square().sum()
-        variance = noise_variance.cpu().numpy()
         share = np.array([*(_NOISE_GAIN / 4.0**n for n in range(_OCTAVES)), 4.0**-_OCTAVES])
         return cls(
             math.prod(tiles.shape[1:]),
-            variance,
-            torch.stack(energy, 1).double().cpu().numpy(),
-            variance[:, None] * share,
-            (power.flatten(1) @ members).double().cpu().numpy(),
+            noise_variance,
+            torch.stack(energy, 1).cpu().double().numpy(),
+            noise_variance[:, None] * share,
+            (power.flatten(1) @ members).cpu().double().numpy(),
             bins,
         )
 
@@ -115,7 +121,7 @@ class Contrast:
 
 def features_of(tile: Values) -> Values:
     """Of one grey tile [Y, X], as :meth:`Contrast.features`."""
-    features: Values = Contrast.of(torch.from_numpy(np.asarray(tile, np.float64))[None]).features()[0]
+    features: Values = Contrast.of(np.asarray(tile)[None]).features()[0]
     return features
 
 
