@@ -114,6 +114,7 @@ class _Worker:
         self.gauges = RunGauges(record.name, self.rank)
         self.validation_tiles = KeptTiles(self._read_validation_tiles, limit_bytes=_KEPT_VALIDATION_BYTES)
         self.steps_between_looks = 1
+        self.reported = (time.monotonic(), 0)
         self.checkpoints_missed = 0
         self.secretary = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refocus-record")
         self.writing: deque[Future[None]] = deque()
@@ -133,6 +134,7 @@ class _Worker:
             shared=self._shared,
         )
         self.meter.restart()
+        self.reported = (time.monotonic(), trainer.step)
         last_line = 0.0
         while not trainer.finished:
             for step in trainer.run(feed.batches(self.position), trained=self.position.add):
@@ -140,7 +142,7 @@ class _Worker:
                 if time.monotonic() - last_line > _LINE_INTERVAL_S:
                     last_line = time.monotonic()
                     self._tell(step)
-                if step.step % config.checkpoint_interval_steps == 0 or trainer.finished or self._is_preempted(step):
+                if self._is_preempted(step) or trainer.finished or step.step % config.checkpoint_interval_steps == 0:
                     self._report(step)
             self.position.finish()
         for each in self.writing:
@@ -167,15 +169,16 @@ class _Worker:
     def _report(self, step: StepMetrics) -> None:
         """Validate on all ranks and hand a checkpoint to Ray Train; a barrier for every rank."""
         started = time.monotonic()
+        (since, first), self.reported = self.reported, (started, step.step)
+        # Reports count: where they take longer than the steps between them, looks would be minutes apart.
+        looks = max(1, round(_PREEMPTION_CHECK_S * (step.step - first) / max(started - since, 1e-6)))
         interval = Interval.from_tensor(self._summed(self.meter.interval().as_tensor()))
         validation = self._validate()
         validated = time.monotonic()
         entry = self._entry(step, interval, validation) | {"validation_s": validated - started}
         self.position.gather(rank=self.rank, world_size=self.world_size, device=self.trainer.device)
         checkpoint = self._checkpoint(entry) if self.rank == 0 else None
-        looks, missed, name = self._shared(
-            (max(1, round(_PREEMPTION_CHECK_S * interval.steps_per_s)), self.checkpoints_missed, uuid.uuid4().hex[:6])
-        )
+        looks, missed, name = self._shared((looks, self.checkpoints_missed, uuid.uuid4().hex[:6]))
         self.steps_between_looks, self.checkpoints_missed = looks, missed
         ray.train.report(
             {name: value for name, value in entry.items() if isinstance(value, (int, float))},
