@@ -19,6 +19,7 @@ from refocus.model.blur_estimate import WINDOW_PX, BlurEstimate
 from refocus.model.blur_spectrum import NoiseColour
 from refocus.model.normalisation import Normalisation
 from refocus.model.restore import LoadedModel, Restoration
+from refocus.model.seen import SeenPlane
 from refocus.model.specimen import Specimen
 from refocus.optics.ladder import (
     PROFILES,
@@ -138,9 +139,10 @@ def explain(
     channels_first = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
     restored_so = [channels_first] if config.channels == 3 else [channel[None] for channel in channels_first]
     specimens = [
-        Specimen(seen, blanks, found.stride_px) for seen, blanks in zip(restored_so, found.blanks, strict=True)
+        Specimen(plane, blanks, found.stride_px) for plane, blanks in zip(restored_so, found.blanks, strict=True)
     ]
-    blurred = model.estimated_blur(specimens[0], constants, None if optics is None else nearest_profile(optics))
+    seen = SeenPlane(specimens[0], constants, model.device)
+    blurred = model.estimated_blur(seen, None if optics is None else nearest_profile(optics))
     assert blurred is not None
     blurred = blurred.moved(specimens[0].window)
     shown = np.concatenate([specimen.everywhere()[0] for specimen in specimens])

@@ -391,9 +391,8 @@ class RefocusNetwork(nn.Module):
         """
         if not self.config.sees_blur:
             return ()
-        assert isinstance(self.trunk, _UNet)
-        given = pad_to_multiple(x, self.config.stride_px)
-        return self.trunk.undone(given[:, : self.config.channels], given[:, self.config.channels :])
+        trunk, image, blur = self._undoing(x)
+        return trunk.undone(image, blur)
 
     def proposals(self, x: Tensor) -> list[Tensor]:
         """Return what undoing the blur makes of images by itself, of which the network chooses.
@@ -410,12 +409,17 @@ class RefocusNetwork(nn.Module):
         """
         if not self.config.sees_blur:
             return []
-        assert isinstance(self.trunk, _UNet)
-        given = pad_to_multiple(x, self.config.stride_px)
-        image, blur = given[:, : self.config.channels].float(), given[:, self.config.channels :]
-        changes = self.trunk.evidence(image, blur).changes()
+        trunk, image, blur = self._undoing(x)
+        image = image.float()
+        changes = trunk.evidence(image, blur).changes()
         finer = [F.interpolate(change, image.shape[-2:], mode="bilinear", align_corners=False) for change in changes]
         return [(image + change / GAIN)[..., : x.shape[-2], : x.shape[-1]] for change in finer]
+
+    def _undoing(self, x: Tensor) -> tuple[_UNet, Tensor, Tensor]:
+        """What can undo a blur, and padded images and their blur for it."""
+        assert isinstance(self.trunk, _UNet)
+        given = pad_to_multiple(x, self.config.stride_px)
+        return self.trunk, given[:, : self.config.channels], given[:, self.config.channels :]
 
 
 def build_network(config: NetworkConfig) -> RefocusNetwork:

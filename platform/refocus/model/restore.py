@@ -197,7 +197,7 @@ class LoadedModel:
             return blur
         repeated = channels // plane.shape[0]
         floor = 0.0 if low >= 0 else None
-        blurred = self._estimated_blur(seen, profile)
+        blurred = self.estimated_blur(seen, profile)
         made = None if held is None else torch.empty_like(held)
 
         def read(window: Window) -> Tensor:
@@ -236,16 +236,8 @@ class LoadedModel:
             fetched(balanced(held, made, pixels.dtype, floor=floor), pixels)
         return blur
 
-    def estimated_blur(
-        self, plane: npt.NDArray[Any] | Specimen, constants: Normalisation, profile: int | None
-    ) -> BlurEstimate | None:
-        """What `restore` takes the blur of a plane [C, Y, X] for; None where the network sees none."""
-        if not self.package.config.network.sees_blur:
-            return None
-        specimen = plane if isinstance(plane, Specimen) else Specimen.of(plane)
-        return self._estimated_blur(SeenPlane(specimen, constants, self.device), profile)
-
-    def _estimated_blur(self, seen: SeenPlane, profile: int | None) -> BlurEstimate | None:
+    def estimated_blur(self, seen: SeenPlane, profile: int | None) -> BlurEstimate | None:
+        """What `restore` takes the blur of a plane for; None where the network sees none."""
         if not self.package.config.network.sees_blur:
             return None
         return estimate_blur(seen, profile=profile, widest_px=self.package.config.largest_blur_px)

@@ -16,6 +16,8 @@ from refocus.model.explanation import explain
 from refocus.model.golden import golden_output
 from refocus.model.normalisation import estimate
 from refocus.model.restore import LoadedModel, restore
+from refocus.model.seen import SeenPlane
+from refocus.model.specimen import Specimen
 
 
 def _out_of_focus(side_px: int = 320) -> np.ndarray:
@@ -38,7 +40,7 @@ def test_an_image_is_restored_and_explained_from_the_devices_own_memory(name: st
         assert next(model.network.parameters()).device == device
         with asked_of_accelerator() as asked:
             planes = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
-            model.estimated_blur(planes, estimate(planes), None)
+            model.estimated_blur(SeenPlane(Specimen.of(planes), estimate(planes), model.device), None)
         # The blur is estimated there, too.
         assert asked.operations > 100
         found = model.restore(image, with_scale=True)
